@@ -1,11 +1,13 @@
 //! The v0 IR: wire types, decoding, and a validation that reports every error with its position.
 //!
-//! Input: the JSON bytes that the DSL emits. Output: a valid [`Pipeline`], or an [`InvalidPipeline`] with all
-//! errors. The module does not know runners: `plan::bind` checks whether a runner exists.
+//! Input: the JSON bytes that the DSL emits, or a draft that a program makes. Output: a valid [`Pipeline`],
+//! or an [`InvalidPipeline`] with all errors. The module does not know runners: `plan::bind` checks whether
+//! a runner exists.
 
 pub(crate) mod adjacency;
 mod csr;
 mod cycles;
+mod draft;
 mod on_change;
 mod pipeline;
 mod problem;
@@ -14,6 +16,7 @@ mod text;
 mod validate;
 mod wire;
 
+pub(crate) use draft::Draft;
 pub(crate) use on_change::on_change_paths;
 pub use pipeline::Pipeline;
 pub(crate) use problem::Problems;

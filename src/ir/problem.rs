@@ -222,6 +222,14 @@ pub enum ProblemKind {
     /// A step has more than one `builds_in` parent.
     #[error("more than one `builds_in` parent: {}; a step starts from one snapshot, so use `depends_on` for the others", List(.0))]
     ManyLineageParents(Vec<Arc<str>>),
+    /// A parent or a child of a plan that a program makes does not exist.
+    #[error("no step with the key {}{}", Quoted(.key), DidYouMean(.nearest))]
+    UnknownStep {
+        /// The key.
+        key: Arc<str>,
+        /// The most similar key of a step.
+        nearest: Option<Arc<str>>,
+    },
     /// The key is empty.
     #[error("the step's key is empty")]
     EmptyKey,

@@ -30,14 +30,13 @@ pub(crate) struct Validated {
 
 /// Decodes and validates v0 IR, as [`Pipeline::decode`] does.
 pub(crate) fn decode(json: &[u8]) -> Result<Validated, InvalidPipeline> {
-    validate(raw::decode(json)?)
+    validate(raw::decode(json)?, Problems::default())
 }
 
-/// Checks everything that can be checked in the IR itself.
-fn validate(raw: RawPipeline) -> Result<Validated, InvalidPipeline> {
+/// Checks everything that can be checked in the IR itself. `problems` are those that were found before.
+pub(super) fn validate(raw: RawPipeline, mut problems: Problems) -> Result<Validated, InvalidPipeline> {
     let RawPipeline { version, default_image, timeout_seconds, graph } = raw;
     let RawGraph { nodes, node_holes, edge_property, edges } = graph;
-    let mut problems = Problems::default();
 
     if version != Pipeline::VERSION {
         problems.add(ProblemPlace::Pipeline, ProblemKind::UnknownVersion(version));

@@ -4,7 +4,7 @@
 //! compatible with the published `hm-pipeline-ir` 0.0.9: each decodes the other's output. Strings and maps
 //! that every attempt needs are behind an [`Arc`], so no text is copied when a step is handed to a runner.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc, time::Duration};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -54,6 +54,54 @@ pub struct Cache {
     /// The policy's own parameters (`env_keys`, `paths`, `duration_seconds`, ...), unchanged.
     #[serde(flatten)]
     pub parameters: BTreeMap<String, serde_json::Value>,
+}
+
+impl Cache {
+    /// Returns a policy without a limit in time: a result is reused until the step changes. With another
+    /// `key`, earlier results are stale.
+    #[must_use]
+    pub fn forever(key: impl Into<Arc<str>>) -> Self {
+        Self::of("forever", key)
+    }
+
+    /// Returns a policy by which a result is reused for a time.
+    #[must_use]
+    pub fn ttl(key: impl Into<Arc<str>>, max_age: Duration) -> Self {
+        let seconds = match max_age.subsec_nanos() {
+            0 => max_age.as_secs().into(),
+            _ => max_age.as_secs_f64().into(),
+        };
+        Self::of("ttl", key).with("duration_seconds", seconds)
+    }
+
+    /// Returns a policy by which a result is reused until a file of the source that these paths match
+    /// changes. The paths may contain `*`, `?`, `[..]` and `**`.
+    #[must_use]
+    pub fn on_change<P: Into<String>>(key: impl Into<Arc<str>>, paths: impl IntoIterator<Item = P>) -> Self {
+        let paths: Vec<String> = paths.into_iter().map(Into::into).collect();
+        Self::of("on_change", key).with("paths", paths.into())
+    }
+
+    /// Returns a policy by which a result is reused as long as all of these policies allow it. Their keys do
+    /// not count.
+    #[must_use]
+    pub fn compose(key: impl Into<Arc<str>>, policies: impl IntoIterator<Item = Self>) -> Self {
+        let part = |policy: Self| {
+            let name = ("policy".to_owned(), serde_json::Value::from(&*policy.policy));
+            policy.parameters.into_iter().chain([name]).collect::<serde_json::Value>()
+        };
+        let parts: Vec<_> = policies.into_iter().map(part).collect();
+        Self::of("compose", key).with("sub_policies", parts.into())
+    }
+
+    fn of(policy: &str, key: impl Into<Arc<str>>) -> Self {
+        Self { policy: policy.into(), key: Some(key.into()), parameters: BTreeMap::new() }
+    }
+
+    fn with(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.parameters.insert(name.to_owned(), value);
+        self
+    }
 }
 
 /// Decodes an object, or the other form that the published crate accepts: an array of the policy and the key.

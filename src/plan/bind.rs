@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{
     BindOptions, BoundPlan, BoundStep, Plan, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
+    nearest::nearest,
 };
 use crate::{
     ir::{
@@ -289,17 +290,6 @@ impl<'a> Binder<'a> {
 
 fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool) -> Option<RunnerIndex> {
     runners.iter().position(is_it).and_then(|at| u16::try_from(at).ok()).map(RunnerIndex)
-}
-
-/// Returns the known name that `name` may be a misspelling of.
-fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
-    // A name more than twice as long as a known one is not worth computing the distance. A distance of more
-    // than half the known name means another word.
-    let similar = known.iter().filter(|known| name.len() <= 2 * known.len()).filter_map(|known| {
-        let distance = strsim::damerau_levenshtein(known, &name.to_lowercase());
-        (2 * distance <= known.len()).then_some((distance, known))
-    });
-    similar.min().map(|(_, known)| Arc::clone(known))
 }
 
 fn seconds(seconds: NonZeroU32) -> Duration {

@@ -17,6 +17,7 @@ mod executor_input;
 mod house;
 mod images;
 mod ir;
+mod plan_builder;
 mod process;
 mod qemu;
 mod sandbox;
