@@ -1,10 +1,10 @@
 //! Builds in your own program, in the sandbox if the machine has one.
 //!
-//! `cargo run --example embed --features process,sandbox`
+//! `cargo run --example embed --features process,sandbox`, and as a test: `cargo test --example embed`.
 //!
 //! The sandbox starts this program again as its helper, so `init` comes first in `main`. In `cargo test`,
-//! `main` belongs to the test harness. There are two ways: a test target with `harness = false`, whose `main`
-//! calls `init`; or a program of your package whose `main` calls it, as the helper:
+//! `main` belongs to the test harness. There are two ways: a test target with `harness = false`, as this
+//! one, whose `main` calls `init`; or a program of your package whose `main` calls it, as the helper:
 //! `SandboxRunner::builder().helper(env!("CARGO_BIN_EXE_mine"))`.
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
@@ -13,6 +13,7 @@ use std::{error::Error, process::ExitCode};
 
 use hm_exec::{
     BuildEvent, BuildStatus, Engine, Plan, RunRequest, RunnerSet,
+    plan::Step,
     runner::{Probe, process::ProcessRunner, sandbox::SandboxRunner},
     store::StoreHandle,
 };
@@ -38,11 +39,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 }
 
 async fn build(engine: &Engine<Runners>) -> Result<BuildStatus, Box<dyn Error>> {
-    let ir = r#"{"version":"0","graph":{"nodes":[
-        {"step":{"key":"make","cmd":"echo made > file","image":"host"},"env":{}},
-        {"step":{"key":"test","cmd":"cat file"},"env":{}}],
-        "node_holes":[],"edge_property":"directed","edges":[[0,1,"builds_in"]]}}"#;
-    let mut request = RunRequest::new(Plan::parse(ir)?, "examples");
+    let plan = Plan::builder()
+        .step(Step::new("make", "echo made > file").image("host"))
+        .step(Step::new("test", "cat file").builds_in("make"))
+        .build()?;
+    let mut request = RunRequest::new(plan, "examples");
     if let Probe::Unusable { reason, .. } = &engine.runners().probe_all().await[0] {
         println!("without the sandbox: {reason}");
         request.options.runner = Some("process".into());

@@ -10,7 +10,7 @@ use std::{error::Error, sync::Arc};
 use chrono::Utc;
 use hm_exec::{
     BackendHandle, BuildEvent, BuildOutcome, BuildRef, BuildStatus, Capabilities, DynExecutionBackend,
-    ExecutionBackend, Plan, RunRequest, StepResultSummary, StepStatus,
+    ExecutionBackend, Plan, RunRequest, StepResultSummary, StepStatus, plan::Step,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -60,9 +60,8 @@ async fn run(
 async fn main() -> Result<(), Box<dyn Error>> {
     // Chosen at run time, as a command does.
     let backend: Box<dyn DynExecutionBackend> = Box::new(Pretends);
-    let ir = r#"{"version":"0","graph":{"nodes":[{"step":{"key":"hello","cmd":"echo hello"},"env":{}}],
-        "node_holes":[],"edge_property":"directed","edges":[]}}"#;
-    let (mut events, control) = backend.start(RunRequest::new(Plan::parse(ir)?, ".")).await?.into_parts();
+    let plan = Plan::builder().step(Step::new("hello", "echo hello")).build()?;
+    let (mut events, control) = backend.start(RunRequest::new(plan, ".")).await?.into_parts();
     while let Some(event) = events.next().await {
         println!("{}", serde_json::to_string(&event)?);
     }

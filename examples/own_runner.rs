@@ -9,6 +9,7 @@ use std::error::Error;
 
 use hm_exec::{
     Engine, ExecutorInput, Plan, RunRequest, RunnerSet, StepResult,
+    plan::Step,
     runner::{ImageSupport, RunnerCapabilities, RunnerError, StepContext, StepRunner, command::StepCommand},
 };
 
@@ -48,9 +49,8 @@ struct Mine {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::builder(Mine { copies: Copies }).build()?;
-    let ir = r#"{"version":"0","graph":{"nodes":[{"step":{"key":"size","cmd":"du -sh .","image":"host"},"env":{}}],
-        "node_holes":[],"edge_property":"directed","edges":[]}}"#;
-    let outcome = engine.run(RunRequest::new(Plan::parse(ir)?, "examples")).await?;
+    let plan = Plan::builder().step(Step::new("size", "du -sh .").image("host")).build()?;
+    let outcome = engine.run(RunRequest::new(plan, "examples")).await?;
     println!("{:?}", outcome.status);
     std::process::exit(outcome.status.exit_code());
 }
