@@ -62,7 +62,7 @@ struct Discovered<'a> {
     slug: &'a str,
     name: Option<&'a str>,
     allow_manual: bool,
-    triggers: &'a serde_json::Value,
+    triggers: &'a RawValue,
     definition: &'a RawValue,
 }
 
@@ -108,16 +108,18 @@ fn discover(source: &Source) -> Outcome<Vec<Definition>> {
 }
 
 fn discovered(definition: &Definition) -> Outcome<Discovered<'_>> {
-    let ir = serde_json::from_str(&definition.ir_json).map_err(|error| {
-        Failure::input(format_args!("pipeline `{}` ({}) is not JSON", definition.name, definition.origin))
-            .because(error)
-    })?;
+    let raw = |json| {
+        serde_json::from_str(json).map_err(|error| {
+            Failure::input(format_args!("pipeline `{}` ({}) is not JSON", definition.name, definition.origin))
+                .because(error)
+        })
+    };
     let discovery = &definition.discovery;
     Ok(Discovered {
         slug: &definition.name,
         name: discovery.name.as_deref(),
         allow_manual: discovery.allow_manual,
-        triggers: &discovery.triggers,
-        definition: ir,
+        triggers: raw(&discovery.triggers)?,
+        definition: raw(&definition.ir_json)?,
     })
 }

@@ -61,8 +61,7 @@ struct Registered {
     name: Option<String>,
     #[serde(default = "allowed")]
     allow_manual: bool,
-    #[serde(default)]
-    triggers: serde_json::Value,
+    triggers: Option<Box<RawValue>>,
     definition: Box<RawValue>,
 }
 
@@ -110,7 +109,7 @@ impl Answer {
             discovery: Discovery {
                 name: registered.name,
                 allow_manual: registered.allow_manual,
-                triggers: registered.triggers,
+                triggers: registered.triggers.map_or_else(Discovery::no_triggers, |raw| raw.get().to_owned()),
             },
             ir_json: registered.definition.get().to_owned(),
             origin: origin.clone(),

@@ -4,6 +4,7 @@
 //! Input: the shared [`SourceArgs`]. Output: IR text and the source directory. The library decodes the IR,
 //! not this module.
 
+mod bundled;
 mod envelope;
 mod environment;
 pub(crate) mod harmont_wheel;
@@ -55,8 +56,8 @@ pub(crate) struct Discovery {
     pub(crate) name: Option<String>,
     /// Whether builds may be started by hand.
     pub(crate) allow_manual: bool,
-    /// The events that start builds.
-    pub(crate) triggers: serde_json::Value,
+    /// The events that start builds, as a list in JSON.
+    pub(crate) triggers: String,
 }
 
 /// Where a pipeline came from.
@@ -268,7 +269,11 @@ impl Source {
 impl Discovery {
     /// Returns what is known of a pipeline that is an IR file: nothing starts it but a user.
     fn of_file(name: &str) -> Self {
-        Self { name: Some(name.to_owned()), allow_manual: true, triggers: serde_json::Value::Array(Vec::new()) }
+        Self { name: Some(name.to_owned()), allow_manual: true, triggers: Self::no_triggers() }
+    }
+
+    fn no_triggers() -> String {
+        "[]".to_owned()
     }
 }
 

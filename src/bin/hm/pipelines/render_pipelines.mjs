@@ -1,7 +1,7 @@
 // Prints the pipelines that the given files export, as one JSON object on descriptor 3.
 //
-// Run by `hm` as `node --input-type=module --eval SOURCE PROJECT HARMONT FILE...`, in a sandbox. HARMONT is the
-// directory of the package `@harmont/hm`, or empty. Standard output is standard error for the files themselves,
+// Run by `hm` as `node --input-type=module --eval SOURCE PROJECT HARMONT FILE...`, or `bun --eval SOURCE ...`, in a
+// sandbox. HARMONT is the directory of the package `@harmont/hm`, or empty. Standard output is standard error for the files themselves,
 // so that whatever they print cannot mix with the answer.
 
 import fs from "node:fs";
@@ -13,13 +13,21 @@ const [project, harmont, ...files] = process.argv.slice(1);
 
 function answer(value) {
   // Half a character, which `slice` leaves, is no text to the reader of the answer.
-  const whole = (key, value) => (typeof value === "string" ? value.toWellFormed() : value);
+  const whole = (key, value) => (typeof value === "string" ? (value.toWellFormed?.() ?? value) : value);
   const bytes = Buffer.from(JSON.stringify(value, whole));
   for (let at = 0; at < bytes.length; ) at += fs.writeSync(3, bytes, at);
   process.exit(0);
 }
 
-if (!module.registerHooks || !module.stripTypeScriptTypes) answer({ too_old: process.version });
+const bun = globalThis.Bun;
+if (bun ? !bun.plugin || !bun.resolveSync : !module.registerHooks || !module.stripTypeScriptTypes)
+  answer({ too_old: bun ? `Bun ${bun.version}` : `Node ${process.version}` });
+
+// Node warns that removing types is experimental. Its versions differ in the options against that.
+const emitWarning = process.emitWarning;
+process.emitWarning = (warning, ...rest) => {
+  if ((rest[0]?.type ?? rest[0]) !== "ExperimentalWarning") emitWarning.call(process, warning, ...rest);
+};
 
 // Where the package is, if the project does not have it: source or compiled.
 const ENTRIES = {
@@ -32,7 +40,7 @@ class Missing extends Error {}
 function given(specifier) {
   const found = ENTRIES[specifier].map((name) => path.join(harmont, name)).find((file) => fs.existsSync(file));
   if (!harmont || !found) throw new Missing(specifier);
-  return { url: pathToFileURL(found).href, format: "module", shortCircuit: true };
+  return pathToFileURL(found).href;
 }
 
 // The file that is loaded last, in which errors without a place are.
@@ -41,37 +49,55 @@ let loading;
 // The package that the files import. Another copy would not know the steps that this one made.
 let imported;
 
-module.registerHooks({
-  resolve(specifier, context, next) {
-    try {
-      const found = next(specifier, context);
-      if (specifier === "@harmont/hm") imported ??= found.url;
-      return found;
-    } catch (error) {
-      if (Object.hasOwn(ENTRIES, specifier)) return given(specifier);
-      // TypeScript names the file that it would compile to.
-      if (/^\.{1,2}\/.*\.m?js$/.test(specifier)) return next(specifier.replace(/js$/, "ts"), context);
-      throw error;
-    }
-  },
-  load(url, context, next) {
-    if (!/^file:.*\.m?ts$/.test(url)) return next(url, context);
-    const text = fs.readFileSync(fileURLToPath(url), "utf8");
-    loading = url;
-    let source;
-    try {
-      source = module.stripTypeScriptTypes(text, { mode: "strip" });
-    } catch (error) {
-      if (error.code === "ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX") {
-        source = module.stripTypeScriptTypes(text, { mode: "transform", sourceMap: true, sourceUrl: url });
-      } else {
-        error.file = url;
+function prepareNode() {
+  module.registerHooks({
+    resolve(specifier, context, next) {
+      try {
+        const found = next(specifier, context);
+        if (specifier === "@harmont/hm") imported ??= found.url;
+        return found;
+      } catch (error) {
+        if (Object.hasOwn(ENTRIES, specifier))
+          return { url: given(specifier), format: "module", shortCircuit: true };
+        // TypeScript names the file that it would compile to.
+        if (/^\.{1,2}\/.*\.m?js$/.test(specifier)) return next(specifier.replace(/js$/, "ts"), context);
         throw error;
       }
+    },
+    load(url, context, next) {
+      if (!/^file:.*\.m?ts$/.test(url)) return next(url, context);
+      const text = fs.readFileSync(fileURLToPath(url), "utf8");
+      loading = url;
+      let source;
+      try {
+        source = module.stripTypeScriptTypes(text, { mode: "strip" });
+      } catch (error) {
+        if (error.code === "ERR_UNSUPPORTED_TYPESCRIPT_SYNTAX") {
+          source = module.stripTypeScriptTypes(text, { mode: "transform", sourceMap: true, sourceUrl: url });
+        } else {
+          error.file = url;
+          throw error;
+        }
+      }
+      return { format: "module", source, shortCircuit: true };
+    },
+  });
+}
+
+// Bun removes types and finds `x.ts` for `x.js` by itself. Only the package may be unknown to it.
+function prepareBun() {
+  for (const specifier of Object.keys(ENTRIES)) {
+    try {
+      bun.resolveSync(specifier, path.dirname(files[0]));
+    } catch {
+      const load = async () => ({ exports: await import(given(specifier)), loader: "object" });
+      bun.plugin({ name: specifier, setup: (build) => build.module(specifier, load) });
     }
-    return { format: "module", source, shortCircuit: true };
-  },
-});
+  }
+}
+
+if (bun) prepareBun();
+else prepareNode();
 
 // Variables that the files ask for in vain: few are shown to a pipeline.
 const missed = new Set();
@@ -111,11 +137,16 @@ function located(error) {
     .filter(([file]) => own(file));
   const inSource = /\[(\d+):\d+\]/.exec(String(error?.message ?? ""));
   let file, line;
-  if (error?.file) [file, line] = [toPath(error.file), Number(inSource?.[1] ?? /:(\d+)\n/.exec(stack)?.[1] ?? 1)];
+  // What Bun cannot compile or find has its place.
+  const position = (error?.position ?? error?.errors?.[0]?.position) || undefined;
+  if (position?.file && own(position.file)) [file, line] = [position.file, position.line];
+  else if (error?.referrer && own(toPath(error.referrer))) file = toPath(error.referrer);
+  else if (error?.file) [file, line] = [toPath(error.file), Number(inSource?.[1] ?? /:(\d+)\n/.exec(stack)?.[1] ?? 1)];
   else if (places.length) [file, line] = places[0];
   else if (loading && own(toPath(loading))) file = toPath(loading);
   const source = line && fs.readFileSync(file, "utf8").split("\n")[line - 1]?.trim().slice(0, 500);
-  const kind = error?.constructor?.name ?? typeof error;
+  const name = error?.constructor?.name ?? typeof error;
+  const kind = { BuildMessage: "SyntaxError", ResolveMessage: "Error" }[name] ?? name;
   const message = [...causes(error)].map(firstLine).filter(Boolean).join(": ");
   return { file: file && path.relative(project, file), line, kind, message, source };
 }
@@ -123,9 +154,10 @@ function located(error) {
 // The package that a file would import, if it imports only parts of it.
 function packageOf(file) {
   try {
+    if (bun) return pathToFileURL(bun.resolveSync("@harmont/hm", path.dirname(file))).href;
     return pathToFileURL(module.createRequire(file).resolve("@harmont/hm")).href;
   } catch {
-    return given("@harmont/hm").url;
+    return given("@harmont/hm");
   }
 }
 
@@ -138,7 +170,9 @@ try {
   }
   const { renderEnvelope } = await import(imported ?? packageOf(files[0]));
   const envelope = renderEnvelope(definitions, { basePath: process.cwd() });
-  missed.delete("HM_PIPELINE_ORG");
+  // The package and Node ask for these themselves.
+  for (const name of ["HM_PIPELINE_ORG", "FORCE_COLOR", "NODE_V8_COVERAGE", "WATCH_REPORT_DEPENDENCIES"])
+    missed.delete(name);
   answer({ envelope, missed: [...missed].sort() });
 } catch (error) {
   if (error instanceof Missing) answer({ missing: "@harmont/hm" });

@@ -1,5 +1,5 @@
 //! Pipelines written in TypeScript: `.hm/*.ts` and `.hm/*.mts`, rendered by the package `@harmont/hm` in the
-//! user's Node.
+//! user's Node or Bun.
 //!
 //! The files run in a sandbox with the source directory as their working directory. Nothing is written next
 //! to them: types are removed in memory, and the package is found by a hook. Everything that they print goes
@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    Definition, Origin,
+    Definition, Origin, bundled,
     envelope::Answer,
     environment,
     interpreter::{self, Program},
@@ -30,9 +30,18 @@ const PACKAGE: &str = "HM_HARMONT_TS";
 /// The variable that names the program.
 const PROGRAM: &str = "HM_NODE";
 
-/// The options of Node, before those of the script. Errors are reported at their place in the source.
-const OPTIONS: [&str; 4] =
-    ["--disable-warning=ExperimentalWarning", "--enable-source-maps", "--input-type=module", "--eval"];
+/// The programs to try, if the user names none.
+const PROGRAMS: [&str; 2] = ["node", "bun"];
+
+/// The options of a program, before the script. Node reports errors at their place in the source with its
+/// own; it refuses options that it does not know, so these are as old as the language. Bun must not install
+/// packages, and must not read variables from files of the project, which Node does not do either.
+fn options(program: &Path) -> &'static [&'static str] {
+    match program.file_stem() {
+        Some(name) if name == "bun" => &["--no-install", "--no-env-file", "--eval"],
+        _ => &["--enable-source-maps", "--input-type=module", "--eval"],
+    }
+}
 
 /// Runs `files` and collects the pipelines that they export.
 pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<Definition>> {
@@ -40,26 +49,43 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
         check(file, project.dir)?;
     }
     let listed = list(files);
-    let name = env::var_os(PROGRAM).filter(|name| !name.is_empty()).unwrap_or_else(|| "node".into());
-    let shown = name.to_string_lossy().into_owned();
-    let install =
-        format!("install Node 22.15 or later, for example from npm's package `node`, or set {PROGRAM} to one");
-    let program = interpreter::find(&name, Some(project.checkout))
-        .and_then(|program| real_program(program, project.checkout))
-        .map_err(|error| {
-            Failure::input(format_args!("failed to start `{shown}`, which {listed} needs"))
-                .because(error)
-                .hint(&install)
-        })?;
-    let package = env::var_os(PACKAGE).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let output = rendering(program, files, project, package).run()?;
-    let answer = Answer::parse(&output, &shown)?;
-    if let Some(version) = &answer.too_old {
-        return Err(
-            Failure::input(format_args!("`{shown}` is Node {version}, which is too old for {listed}")).hint(install)
-        );
+    let names = match env::var_os(PROGRAM).filter(|name| !name.is_empty()) {
+        Some(name) => vec![name],
+        None => PROGRAMS.map(OsString::from).into(),
+    };
+    let named = env::var_os(PACKAGE).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let own = if named.is_some() { None } else { bundled::unpack().map_err(|error| unwritten(&listed, error))? };
+    let package = named.or_else(|| own.as_ref().map(|dir| dir.path().to_owned()));
+    let mut unusable = None;
+    for name in names {
+        let shown = name.to_string_lossy().into_owned();
+        let found = interpreter::find(&name, Some(project.checkout));
+        let program = match found.and_then(|program| real_program(program, project.checkout)) {
+            Ok(program) => program,
+            Err(error) => {
+                let what = format_args!("failed to start `{shown}`, which {listed} needs");
+                unusable.get_or_insert(Failure::input(what).because(error));
+                continue;
+            }
+        };
+        let output = rendering(program, files, project, package.clone()).run()?;
+        let answer = Answer::parse(&output, &shown)?;
+        if let Some(version) = &answer.too_old {
+            let what = format_args!("`{shown}` is {version}, which is too old for {listed}");
+            unusable.get_or_insert(Failure::input(what));
+            continue;
+        }
+        return answer.definitions(&listed, &Origin::TypeScript)?.ok_or_else(|| lacking(&listed));
     }
-    answer.definitions(&listed, &Origin::TypeScript)?.ok_or_else(|| lacking(&listed))
+    let unusable = unusable.unwrap_or_else(|| Failure::input(format_args!("there is no program for {listed}")));
+    Err(unusable.hint(format_args!(
+        "install Node 22.15 or later, or Bun, for example from npm's packages `node` and `bun`, or set {PROGRAM} to one"
+    )))
+}
+
+fn unwritten(files: &str, error: io::Error) -> Failure {
+    Failure::infrastructure(format_args!("failed to write the package `@harmont/hm`, which {files} needs"))
+        .because(error)
 }
 
 /// Returns the failure for `files` without the package.
@@ -75,7 +101,8 @@ fn lacking(files: &str) -> Failure {
     };
     // npm does not have it yet.
     failure.hint(format_args!(
-        "set {PACKAGE} to the directory `harmont-ts/src` of the crate hm-dsl-engine, or write the pipeline in Python"
+        "set {PACKAGE} to the directory `harmont-ts/src` of the crate hm-dsl-engine, use an `hm` with the feature \
+         `bundled-dsl`, or write the pipeline in Python"
     ))
 }
 
@@ -94,8 +121,9 @@ fn rendering<'a>(
     let mut places = if is_of_the_checkout { Vec::new() } else { vec![program.clone()] };
     // The answer goes to descriptor 3, and everything else to stderr.
     let mut argv: Vec<OsString> = ["/bin/sh", "-c", r#"exec "$@" 3>&1 1>&2"#, "sh"].map(Into::into).into();
+    let options = options(&program);
     argv.push(program.into());
-    argv.extend(OPTIONS.map(OsString::from));
+    argv.extend(options.iter().map(OsString::from));
     argv.extend([include_str!("render_pipelines.mjs").into(), project.dir.into()]);
     argv.push(package.clone().unwrap_or_default().into());
     argv.extend(files.iter().map(|file| file.clone().into_os_string()));

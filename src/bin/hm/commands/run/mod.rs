@@ -72,7 +72,7 @@ Environment variables:
   HM_CACHE_DIR   directory of layers, images and journals (default: hm in the XDG cache directory)
   HM_CACHE_GC    off: do not collect garbage or compress logs after the run; for the limits, see `hm cache gc --help`
   HM_PYTHON, HM_NODE
-                 Python that renders .hm/*.py (default: python3); Node that renders .hm/*.ts (default: node)
+                 Python that renders .hm/*.py (default: python3); Node or Bun for .hm/*.ts (default: node, bun)
   HM_HARMONT_TS  directory of the package @harmont/hm, for projects that do not have it
   HM_DSL         system: never download the package harmont for a Python that does not have it
   HM_RENDER_ENV, HM_RENDER_TIMEOUT
