@@ -8,13 +8,16 @@ mod bind;
 mod bind_args;
 mod bound;
 mod dag;
+mod step_tables;
 
 use std::sync::Arc;
 
 pub use crate::model::{OutcomeRules, SoftFail, StepIndex};
 pub use bind::bind;
+pub use bind_args::engine_args_schema;
 pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
 pub use dag::{Dag, Link};
+pub use step_tables::{FromTable, InvalidGlob, LeftOutArg, StepTable, TableArg, table_args};
 
 use crate::ir::{self, InvalidPipeline, Pipeline, Validated};
 
