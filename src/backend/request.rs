@@ -14,7 +14,7 @@ use crate::{
     cache::ProjectId,
     ir::Env,
     model::Secrets,
-    plan::Plan,
+    plan::{Plan, StepTable},
     runner::Network,
     source::{EarlyFreeze, SourceTimes},
 };
@@ -119,6 +119,8 @@ pub struct RunOptions {
     /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others
     /// keep theirs.
     pub network: Option<Network>,
+    /// Arguments for the steps that globs match; see [`BindOptions`](crate::plan::BindOptions).
+    pub step_tables: Vec<StepTable>,
     /// Which modification times of source files steps see.
     pub source_times: SourceTimes,
     /// Images to replace: from the image that the plan names to the image to use.

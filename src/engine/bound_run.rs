@@ -58,6 +58,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let options = BindOptions {
             runner: request.options.runner.clone(),
             network: request.options.network,
+            step_tables: request.options.step_tables.clone(),
             images: request.options.images.clone(),
             env: request.env.clone(),
             has_secrets: !request.secrets.is_empty(),

@@ -317,6 +317,14 @@ pub enum ProblemKind {
         /// The value, as JSON.
         found: String,
     },
+    /// An argument of the step is wrong that the pipeline does not have: a table of the options sets it.
+    #[error("{kind} (set by {set_by})", set_by = Message(.place))]
+    FromTable {
+        /// Where it is set.
+        place: Arc<str>,
+        /// The error.
+        kind: Box<ProblemKind>,
+    },
     /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]
     BadImage(String),

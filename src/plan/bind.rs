@@ -11,9 +11,10 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    BindOptions, BoundPlan, BoundStep, Plan, StepIndex, bind_args,
+    BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
     nearest::nearest,
+    step_tables::{self, FromTable, table_args},
 };
 use crate::{
     ir::{
@@ -38,7 +39,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
     for step in plan.dag().steps() {
         binder.check_lineage(step, &mut steps);
     }
-    let Binder { mut problems, used_images, outcomes, .. } = binder;
+    let Binder { mut problems, used_images, outcomes, used_tables, left_out, .. } = binder;
     problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
@@ -48,6 +49,8 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         outcomes,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
+        unused_tables: (0..options.step_tables.len()).filter(|at| !used_tables.contains(at)).collect(),
+        left_out,
         runners,
     })
 }
@@ -75,6 +78,10 @@ struct Binder<'a> {
     without_args: BTreeSet<RunnerIndex>,
     /// The steps whose failures are allowed or retried.
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The tables of the options that match a step, by position.
+    used_tables: BTreeSet<usize>,
+    /// The arguments that steps do not get, each with the number of these steps.
+    left_out: BTreeMap<LeftOutArg, usize>,
     problems: Problems,
 }
 
@@ -94,6 +101,8 @@ impl<'a> Binder<'a> {
             no_args: Value::Object(Map::new()),
             without_args: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            used_tables: BTreeSet::new(),
+            left_out: BTreeMap::new(),
             problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
@@ -122,17 +131,24 @@ impl<'a> Binder<'a> {
         };
         let descriptor = &self.runners[usize::from(runner.0)];
 
+        let found = self.table_args(step);
+        let with_tables = if found.is_empty() { None } else { step_tables::merged(step, &found) };
+        let with_tables = with_tables
+            .map(|args| Arc::new(CommandStep { runner_args: Some(Value::Object(args)), ..CommandStep::clone(step) }));
+        let step = with_tables.as_ref().unwrap_or(step);
         let own = step.runner_args.as_ref().and_then(bind_args::take);
         let own = own.map(|taken| {
             for problem in taken.problems {
-                self.problems.add(place(), problem);
+                self.problems.add(place(), set_in_table(problem, &found));
             }
             if taken.rules != OutcomeRules::default() {
                 self.outcomes.insert(at, taken.rules);
             }
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
-        let step = &self.with_network(own.as_ref().unwrap_or(step), descriptor);
+        let step = own.as_ref().unwrap_or(step);
+        let accepted = self.without_refused(step, &found, descriptor);
+        let step = &self.with_network(accepted.as_ref().unwrap_or(step), descriptor);
         let checked = match &step.runner_args {
             Some(args) => descriptor.args.check(args),
             None if self.without_args.contains(&runner) => Ok(()),
@@ -144,7 +160,7 @@ impl<'a> Binder<'a> {
                 path: error.path,
                 message: error.message,
             };
-            self.problems.add(place(), kind);
+            self.problems.add(place(), set_in_table(kind, &found));
         }
         if let Some(Err(wrong)) = step.cache.as_ref().map(on_change_paths) {
             self.problems.add(place(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
@@ -169,6 +185,42 @@ impl<'a> Binder<'a> {
             is_refreshed: self.options.no_cache || self.options.refresh.contains(&*step.key),
             step,
         })
+    }
+
+    /// Returns what the options' tables give to a step.
+    fn table_args(&mut self, step: &CommandStep) -> BTreeMap<&'a str, FromTable<'a>> {
+        let tables = &self.options.step_tables;
+        if tables.is_empty() {
+            return BTreeMap::new();
+        }
+        self.used_tables.extend((0..tables.len()).filter(|&at| tables[at].matches(step)));
+        let mut found = table_args(tables, step);
+        if self.options.network.is_some() {
+            // The option wins over files.
+            found.remove("network");
+        }
+        found
+    }
+
+    /// Returns the step without what general tables give to it and its runner does not accept.
+    fn without_refused(
+        &mut self,
+        step: &Arc<CommandStep>,
+        found: &BTreeMap<&str, FromTable<'_>>,
+        runner: &RunnerDescriptor,
+    ) -> Option<Arc<CommandStep>> {
+        if found.is_empty() {
+            return None;
+        }
+        let mut args = step.runner_args.clone();
+        let left_out = step_tables::leave_out(&mut args, found, runner);
+        if left_out.is_empty() {
+            return None;
+        }
+        for arg in left_out {
+            *self.left_out.entry(arg).or_default() += 1;
+        }
+        Some(Arc::new(CommandStep { runner_args: args, ..CommandStep::clone(step) }))
     }
 
     /// Returns the step with the options' network, if it names none and its runner can provide that one.
@@ -285,6 +337,20 @@ impl<'a> Binder<'a> {
 
     fn known(&self) -> Vec<Arc<str>> {
         self.runners.iter().map(|runner| Arc::clone(&runner.name)).collect()
+    }
+}
+
+/// Adds to a problem of an argument which table sets it, if one does.
+fn set_in_table(kind: ProblemKind, found: &BTreeMap<&str, FromTable<'_>>) -> ProblemKind {
+    let (ProblemKind::RunnerArgs { path, .. } | ProblemKind::StepArg { path, .. }) = &kind else { return kind };
+    let name = path.strip_prefix("runner_args.").unwrap_or_default();
+    let name = name.split(['.', '[']).next().unwrap_or_default();
+    // A runner without arguments names none.
+    let any = || found.values().find(|from| !from.is_general()).filter(|_| path == "runner_args");
+    let from = found.get(name).or_else(any);
+    match from {
+        Some(from) => ProblemKind::FromTable { place: Arc::clone(&from.arg.source), kind: Box::new(kind) },
+        None => kind,
     }
 }
 

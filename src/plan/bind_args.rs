@@ -3,6 +3,7 @@
 //! They say what a failure of the step means. They change nothing that the step sees, so they are taken out
 //! of its `runner_args`: neither the runner nor a cache key has them.
 
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -16,6 +17,32 @@ const RETRIES: &str = "retries";
 
 /// The maximum of `retries`.
 const MAX_RETRIES: u8 = 10;
+
+/// The schema of these arguments, for users. Binding reads the values itself, to report each mistake.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct EngineArgs {
+    /// Whether the build passes although the step fails: always, or with these exit codes.
+    soft_fail: SoftFailArg,
+    /// How often a command that failed runs again.
+    #[schemars(range(min = 0, max = 10))]
+    retries: u8,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SoftFailArg {
+    All(bool),
+    Codes(Vec<u8>),
+}
+
+/// Returns the JSON schema of the arguments that the engine interprets on any runner.
+#[must_use]
+pub fn engine_args_schema() -> Schema {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<EngineArgs>()
+}
 
 /// The engine's arguments of a step, and the rest.
 pub(super) struct Taken {

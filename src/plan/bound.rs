@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Dag, StepIndex};
+use super::{Dag, LeftOutArg, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
     model::OutcomeRules,
@@ -20,6 +20,9 @@ pub struct BindOptions {
     pub runner: Option<String>,
     /// The network of steps that name none in their `runner_args`, on runners that can provide it.
     pub network: Option<Network>,
+    /// Arguments for the steps that globs match. Later tables win over earlier ones, `network` over those in
+    /// tables, and the arguments of steps over all.
+    pub step_tables: Vec<StepTable>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.
@@ -54,6 +57,10 @@ pub struct BoundPlan {
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
     pub unused_images: Vec<String>,
+    /// The positions of the [`BindOptions::step_tables`] that match no step.
+    pub unused_tables: Vec<usize>,
+    /// The arguments of general tables that steps do not get, each with the number of these steps.
+    pub left_out: BTreeMap<LeftOutArg, usize>,
 }
 
 impl BoundPlan {

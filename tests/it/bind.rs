@@ -41,12 +41,12 @@ fn runners() -> Vec<RunnerDescriptor> {
     runners
 }
 
-fn plan(steps: &[Value], edges: Value) -> Plan {
+pub(crate) fn plan(steps: &[Value], edges: Value) -> Plan {
     let nodes: Vec<_> = steps.iter().map(|step| json!({ "step": step, "env": { "A": "1" } })).collect();
     Plan::parse(ir(&json!(nodes), &edges).to_string()).unwrap()
 }
 
-fn step(key: &str, more: Value) -> Value {
+pub(crate) fn step(key: &str, more: Value) -> Value {
     let mut step = json!({ "key": key, "cmd": "true" });
     more.as_object().unwrap().iter().for_each(|(name, value)| step[name] = value.clone());
     step

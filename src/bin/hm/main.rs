@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Init(args) => commands::init::run(&args),
         Command::Run(args) => commands::run::run(&args),
-        Command::Plan(args) => commands::plan::run(&args),
+        Command::Plan(args) => commands::plan::run(&args, global.verbose),
         Command::Ls(args) => commands::pipelines::list(&args),
         Command::Pipelines(args) => commands::pipelines::run(&args),
         Command::Render(args) => commands::render::run(&args),

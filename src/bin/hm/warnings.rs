@@ -1,6 +1,6 @@
 //! Warnings about pipelines that are valid.
 
-use hm_exec::plan::BoundPlan;
+use hm_exec::plan::{BoundPlan, StepTable};
 
 use crate::reporter::{text, to_stderr};
 
@@ -22,6 +22,26 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
         "warning: steps cannot see `.hm/`, but it is used by {}: move the files that they need elsewhere",
         names.join(", ")
     ));
+}
+
+/// Warns about `[step]` tables of the project that match no step, and about arguments of the user's that
+/// steps do not get.
+pub(crate) fn of_tables(bound: &BoundPlan, tables: &[StepTable]) {
+    let unused = bound.unused_tables.iter().map(|&at| &tables[at]);
+    for table in unused.filter(|table| !table.is_general()) {
+        to_stderr(&text::clean(&format!("warning: {} matches no step", table.source())));
+    }
+    // The network of the user's tables is a default, for the runners that can provide it.
+    for (arg, count) in bound.left_out.iter().filter(|(arg, _)| *arg.name != *"network") {
+        to_stderr(&text::clean(&format!(
+            "warning: `{}` of {} is left out for {} on runner `{}`: {}",
+            arg.name,
+            arg.source,
+            text::count(*count, "step"),
+            arg.runner,
+            arg.reason,
+        )));
+    }
 }
 
 /// Returns whether a command has `.hm/` as a path, or in one.

@@ -145,3 +145,94 @@ fn a_backend_of_the_project_needs_consent() {
     let asked = run(&[]).expect(2);
     assert!(asked.stderr.contains("backend = \"docker\": steps run in containers"), "{}", asked.stderr);
 }
+
+#[test]
+fn tables_for_steps_apply_and_say_where_they_are() {
+    let (project, home) = project();
+    let two = ir(&[("unit-test", "cat /dev/null", None), ("lint", "true", None)]);
+    project.file(".hm/ci.json", &two);
+    let users = "[step.'*']\nnetwork = 'none'\nmemory = '1g'\npids = 99\n[step.'other']\npids = 3\n";
+    fs::write(home.join(".config/hm/hm.toml"), users).unwrap();
+    project.file(
+        ".hm/hm.toml",
+        "[step.'*-test']\nretries = 2\nsoft_fail = [3]\n\n[step.'unit*']\npids = 77\n[step.gone]\npids = 1\n",
+    );
+    let plan = Ended::of(&mut hm(&project, &home, &["plan", "-v", "--runner", "sandbox"])).expect(0);
+    for line in [
+        "  memory = \"1g\" ([step.\"*\"] in ~/.config/hm/hm.toml:3)",
+        "  pids = 77 ([step.\"unit*\"] in .hm/hm.toml:6)",
+        "  retries = 2 ([step.\"*-test\"] in .hm/hm.toml:2)",
+        "  pids = 99 ([step.\"*\"] in ~/.config/hm/hm.toml:4)",
+    ] {
+        assert!(plan.stdout.contains(line), "{line}\n{}", plan.stdout);
+    }
+    assert!(plan.stderr.contains("warning: [step.gone] in .hm/hm.toml:8 matches no step"), "{}", plan.stderr);
+    assert!(!plan.stderr.contains("step.other"), "{}", plan.stderr);
+    let plain = Ended::of(&mut hm(&project, &home, &["plan", "--runner", "sandbox"])).expect(0);
+    assert!(!plain.stdout.contains("pids"), "{}", plain.stdout);
+    let json = Ended::of(&mut hm(&project, &home, &["plan", "--runner", "sandbox", "--format", "json"])).expect(0);
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["steps"][0]["arguments"]["pids"]["value"], 77);
+    assert_eq!(json["steps"][1]["arguments"]["pids"]["value"], 99);
+
+    // The runner `process` takes no arguments. The user's are left out.
+    let plan = Ended::of(&mut hm(&project, &home, &["plan", "-v", "--runner", "process"])).expect(2);
+    assert!(plan.stderr.contains("this runner takes no arguments (set by [step.\"unit*\"]"), "{}", plan.stderr);
+    project.file(".hm/hm.toml", "[step.lint]\nsoft_fail = [3]\n");
+    let run = Ended::of(&mut hm(&project, &home, &["run", "--runner", "process"])).expect(0);
+    assert!(
+        run.stderr.contains("warning: `memory` of [step.\"*\"] in ~/.config/hm/hm.toml:3 is left out for 2 steps"),
+        "{}",
+        run.stderr
+    );
+    assert!(!run.stderr.contains("network"), "{}", run.stderr);
+    project.file("ir.json", &ir(&[("lint", "exit 3", None)]));
+    let given = Ended::of(&mut hm(&project, &home, &["run", "-f", "ir.json", "--runner", "process"])).expect(0);
+    assert!(given.stdout.contains("lint failed (allowed)"), "{}", given.stdout);
+
+    let shown = Ended::of(&mut hm(&project, &home, &["config", "step"])).expect(0);
+    assert_eq!(row(&shown, "step.\"*\".memory"), ["1g", "~/.config/hm/hm.toml:3"]);
+    assert_eq!(row(&shown, "step.lint.soft_fail"), ["[3]", ".hm/hm.toml:2"]);
+    let schema = Ended::of(&mut hm(&project, &home, &["config", "--schema"])).expect(0);
+    let schema: Value = serde_json::from_str(&schema.stdout).unwrap();
+    let args = &schema["properties"]["step"]["additionalProperties"]["properties"];
+    assert!(args["memory"].is_object() && args["retries"].is_object(), "{args}");
+}
+
+#[test]
+fn wrong_tables_for_steps_are_refused_with_their_line() {
+    let (project, home) = project();
+    for (text, expected) in [
+        ("[step.'*']\npids = 3\nmemroy = '1g'\n", "line 3: unknown argument `memroy` of steps, did you mean `memory`?"),
+        ("\n[step.'a[']\npids = 3\n", "line 2: invalid glob `a[`"),
+        ("[step]\npids = 3\n", "line 2: "),
+        ("[service.db]\nimage = 'x'\n", "line 1: [service] is not supported"),
+    ] {
+        project.file(".hm/hm.toml", text);
+        let ended = Ended::of(&mut hm(&project, &home, &["plan"])).expect(2);
+        assert!(ended.stderr.contains(expected), "{text}\n{}", ended.stderr);
+    }
+    // A value is checked by the runner of a step.
+    project.file(".hm/hm.toml", "[step.'*']\n\nmemory = 'much'\n");
+    let ended = Ended::of(&mut hm(&project, &home, &["plan", "--runner", "sandbox"])).expect(2);
+    assert!(ended.stderr.contains("(set by [step.\"*\"] in .hm/hm.toml:3)"), "{}", ended.stderr);
+    // The published `hm` would remove the table from its file.
+    project.file(".hm/hm.toml", "");
+    project.file(".hm/config.toml", "[step.'*']\nmemory = 'much'\n");
+    Ended::of(&mut hm(&project, &home, &["plan", "--runner", "sandbox"])).expect(0);
+}
+
+#[test]
+fn ports_of_this_machine_in_a_projects_table_need_consent() {
+    let (project, home) = project();
+    project.file(".hm/hm.toml", "[step.'*']\nnetwork = 'private'\nhost_ports = [5432]\n");
+    let ended = Ended::of(&mut hm(&project, &home, &["run"])).expect(2);
+    assert!(ended.stderr.contains("[step] \"*\".host_ports = \"5432\""), "{}", ended.stderr);
+    let plan = Ended::of(&mut hm(&project, &home, &["plan", "-v", "--runner", "sandbox"])).expect(0);
+    assert!(plan.stdout.contains("network = \"private\"") && !plan.stdout.contains("host_ports"), "{}", plan.stdout);
+    let shown = Ended::of(&mut hm(&project, &home, &["config"])).expect(0);
+    assert!(row(&shown, "step.\"*\".host_ports").contains(&"(see"), "{}", shown.stdout);
+    Ended::of(&mut hm(&project, &home, &["trust"])).expect(0);
+    let plan = Ended::of(&mut hm(&project, &home, &["plan", "-v", "--runner", "sandbox"])).expect(0);
+    assert!(plan.stdout.contains("host_ports = [5432]"), "{}", plan.stdout);
+}

@@ -1,13 +1,14 @@
 //! `hm plan`.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 use hm_exec::{
-    RunnerSet,
+    Plan, RunnerSet,
     ir::EdgeKind,
-    plan::{self, BoundPlan, SoftFail, StepIndex},
+    plan::{self, BindOptions, BoundPlan, SoftFail, StepIndex},
 };
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
@@ -23,7 +24,8 @@ use crate::{
 
 /// Show what would run, in which order and on which runner, without running it
 ///
-/// Fails for every reason that would make `hm run` fail before it starts a step.
+/// Fails for every reason that would make `hm run` fail before it starts a step. With `-v`, shows the
+/// arguments of each step, and where they came from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -61,8 +63,17 @@ struct ShownStep<'a> {
     retries: u8,
     /// Whether the build allows failures of the step: all, or those with these exit codes.
     soft_fail: ShownSoftFail<'a>,
+    /// The arguments of the step, by name: from the pipeline, from files and from options.
+    arguments: BTreeMap<String, ShownArgument>,
     cmd: &'a str,
     env: &'a hm_exec::ir::Env,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownArgument {
+    value: Value,
+    /// The place that sets it.
+    from: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,24 +83,62 @@ enum ShownSoftFail<'a> {
     Codes(&'a [u8]),
 }
 
-pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+/// Shows the plan. With `is_verbose`, the text has the arguments of steps, too.
+pub(crate) fn run(args: &Args, is_verbose: bool) -> Outcome<ExitCode> {
     let found = pipelines::find(&args.source)?;
     let definition = &found.definition;
     let plan = parse(definition)?;
     let mut options = args.bind.bind_options()?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
+    options.step_tables = sources.step_tables()?;
     let plan = backend::apply(plan, &mut options, &sources.backend()?)?;
     let bound = plan::bind(&plan, Runners::new(Config::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
     warnings::of_plan(&bound);
-    let shown = show(&definition.name, &bound);
+    warnings::of_tables(&bound, &options.step_tables);
+    let shown = show(&definition.name, &bound, |step| arguments(step, &plan, &bound, &options));
     match args.format {
         AnswerFormat::Json => print_json(&shown),
-        AnswerFormat::Text => print(&as_text(&shown)),
+        AnswerFormat::Text => print(&as_text(&shown, is_verbose)),
     }
 }
 
-fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
+/// Returns the arguments of a step, each with the place that sets it.
+fn arguments(
+    step: StepIndex,
+    plan: &Plan,
+    bound: &BoundPlan,
+    options: &BindOptions,
+) -> BTreeMap<String, ShownArgument> {
+    let own = &plan.pipeline().nodes[step.get()].step;
+    let shown = |value: &Value, from: &str| ShownArgument { value: value.clone(), from: from.to_owned() };
+    let mut found: BTreeMap<String, ShownArgument> = BTreeMap::new();
+    for (name, table) in plan::table_args(&options.step_tables, own) {
+        found.insert(name.to_owned(), shown(&table.arg.value, &table.arg.source));
+    }
+    for (name, value) in own.runner_args.as_ref().and_then(Value::as_object).into_iter().flatten() {
+        found.insert(name.clone(), shown(value, "pipeline"));
+    }
+    let runner = &bound.runner(step).name;
+    let is_left_out = |name: &str, from: &str| {
+        bound.left_out.keys().any(|arg| *arg.name == *name && *arg.source == *from && arg.runner == *runner)
+    };
+    found.retain(|name, argument| !is_left_out(name, &argument.from));
+    // What is not in the pipeline or in a table, the options have set.
+    let bound = bound.step(step).step.runner_args.as_ref();
+    for (name, value) in bound.and_then(Value::as_object).into_iter().flatten() {
+        if found.get(name).is_none_or(|argument| argument.value != *value) {
+            found.insert(name.clone(), shown(value, &format!("--{}", name.replace('_', "-"))));
+        }
+    }
+    found
+}
+
+fn show<'a>(
+    pipeline: &'a str,
+    bound: &'a BoundPlan,
+    arguments: impl Fn(StepIndex) -> BTreeMap<String, ShownArgument>,
+) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
@@ -114,6 +163,7 @@ fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
                 Some(SoftFail::Codes(codes)) => ShownSoftFail::Codes(codes),
                 soft_fail => ShownSoftFail::All(soft_fail == Some(&SoftFail::Any)),
             },
+            arguments: arguments(index),
             cmd: &step.step.cmd,
             env: &step.env,
         }
@@ -126,7 +176,7 @@ fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
     }
 }
 
-fn as_text(shown: &Shown<'_>) -> String {
+fn as_text(shown: &Shown<'_>, is_verbose: bool) -> String {
     let style = Style::of(&std::io::stdout());
     let mut out = format!(
         "{}: {} in {}",
@@ -165,6 +215,9 @@ fn as_text(shown: &Shown<'_>) -> String {
             }
         }
         out.push('\n');
+        for (name, ShownArgument { value, from }) in step.arguments.iter().filter(|_| is_verbose) {
+            out.push_str(&format!("  {}\n", text::clean(&format!("{name} = {value} ({from})"))));
+        }
         for line in step.cmd.lines() {
             let line = text::clean(line);
             out.push_str(&format!("  {}\n", style.dim(&line)));

@@ -22,9 +22,9 @@ Examples:
   hm trust --revoke      revoke what is allowed to this project
 
 A project requests access beyond the sandbox by `runner: \"process\"`, by an image in a file outside of the
-project, and in its .hm/hm.toml or .hm/config.toml by `backend`, the URLs of [cloud], `share` of [cache], the
-daemon of [docker], the programs of [vm], and all of [remote] except `jobs`. What you set yourself, on the
-command line, in the environment or in ~/.config/hm/, is always allowed.
+project, by `host_ports` of a step, and in its .hm/hm.toml or .hm/config.toml by `backend`, the URLs of [cloud],
+`share` of [cache], the daemon of [docker], the programs of [vm], and all of [remote] except `jobs`. What you set
+yourself, on the command line, in the environment or in ~/.config/hm/, is always allowed.
 
 Consent applies to these keys and their values in this directory; an edited step needs no new consent. To allow
 a single run, use `hm run --trust` or HM_TRUST=1. Consent is recorded in $XDG_STATE_HOME/hm/trust (default:

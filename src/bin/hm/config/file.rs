@@ -18,7 +18,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     keys::{self, FilePlace, KeyPath, KeyValue, Keys},
-    schema::{ConfigFile, KnownKeys, UNSUPPORTED},
+    schema::{ConfigFile, KnownKeys, OWN_TABLES, UNSUPPORTED},
+    steps,
 };
 use crate::{
     failure::{Failure, Outcome},
@@ -179,6 +180,9 @@ fn parse(file: &ConfigText) -> Outcome<(Keys, Vec<UnknownKey>)> {
         ));
     }
     ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(invalid)?;
+    if let Some((at, what)) = steps::mistake(table.get_ref()) {
+        return Err(mistake(at, &what));
+    }
     let found = keys::of_table(table.get_ref(), text, place).map_err(invalid)?;
     Ok((found.into_iter().filter_map(|(path, key)| normalise(path, key, file)).collect(), unknown))
 }
@@ -189,7 +193,7 @@ fn remove_unknown(table: &mut DeTable<'_>, known: &KnownKeys, path: &mut KeyPath
     for name in names {
         path.push(name.get_ref().to_string());
         let value = table.get(&name).map(|value| value.get_ref());
-        if !known.has(path) || path.len() == 1 && UNSUPPORTED.contains(&&*path[0]) || is_odd_format(path, value) {
+        if !known.has(path) || path.len() == 1 && OWN_TABLES.contains(&&*path[0]) || is_odd_format(path, value) {
             table.remove(&name);
             removed.push((path.clone(), name.span().start));
         } else if let Some(DeValue::Table(below)) = table.get_mut(&name).map(toml::Spanned::get_mut) {

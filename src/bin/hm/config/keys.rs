@@ -122,7 +122,7 @@ pub(super) fn of_table(
             let mut path = parents.clone();
             path.push(name.get_ref().to_string());
             match value.get_ref() {
-                DeValue::Table(table) => open.push((path, table)),
+                DeValue::Table(table) if !is_step_argument(&path) => open.push((path, table)),
                 _ => {
                     let read = Value::deserialize(ValueDeserializer::from(value.clone()))?;
                     keys.insert(path, KeyValue { value: read, place: place(line(text, name)) });
@@ -131,6 +131,12 @@ pub(super) fn of_table(
         }
     }
     Ok(keys)
+}
+
+/// Returns whether this is an argument of a `[step]` table. It is replaced as a whole, so it is one key, even
+/// if it is a table.
+fn is_step_argument(path: &[String]) -> bool {
+    matches!(path, [table, _, _] if table == super::steps::TABLE)
 }
 
 /// Returns the line of a key, from 1.

@@ -16,6 +16,7 @@ mod permissions;
 mod schema;
 mod show;
 mod sources;
+mod steps;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::{
     layers::ConfigPlace,
     schema::{BackendName, ConfigFile},
     sources::{ConfigSources, Project},
+    steps,
 };
 use crate::{failure::Outcome, trust::Permission};
 
@@ -35,6 +36,7 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
         let effect = "cached results are shared with every project that has the same value";
         permissions.push(Permission::new("[cache] share", name, effect));
     }
+    permissions.extend(steps::permissions(&settings.project));
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path
             && users.as_ref() != Some(path)

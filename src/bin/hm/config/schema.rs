@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{
     keys::{self, KeyPath, Keys},
     layers::RemoteTable,
+    steps::StepTableSchema,
 };
 use crate::{
     failure::{Failure, Outcome},
@@ -45,9 +46,9 @@ pub(super) struct ConfigFile {
     /// Ids of directories, in the user's file only.
     #[serde(rename = "project")]
     pub(super) projects: ProjectTables,
-    /// Settings of steps; not supported by this version.
-    #[schemars(with = "BTreeMap<String, Value>")]
-    step: Option<IgnoredAny>,
+    /// Arguments for the steps whose key or label matches a glob; in hm.toml only.
+    #[schemars(with = "BTreeMap<String, StepTableSchema>")]
+    step: BTreeMap<String, BTreeMap<String, IgnoredAny>>,
     /// Services beside steps; not supported by this version.
     #[schemars(with = "BTreeMap<String, Value>")]
     service: Option<IgnoredAny>,
@@ -74,7 +75,10 @@ impl ConfigFile {
 }
 
 /// The tables that a file may have, and that this version does not support.
-pub(super) const UNSUPPORTED: [&str; 2] = ["service", "step"];
+pub(super) const UNSUPPORTED: [&str; 1] = ["service"];
+
+/// The tables that only `hm.toml` may have.
+pub(super) const OWN_TABLES: [&str; 2] = ["service", "step"];
 
 /// A backend that runs builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Deserialize, JsonSchema)]

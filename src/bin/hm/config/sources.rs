@@ -15,13 +15,14 @@ use super::{
     keys::{KeyPath, Sourced, ValueSource},
     layers::{RemoteLayers, RemoteTable},
     schema::{BackendName, ConfigFile, VmTable},
+    steps,
     variables::Environment,
 };
 use crate::{
     failure::{Failure, Outcome},
     project_id::{Name, ProjectTables},
     reporter::{Format, to_stderr},
-    trust::Permission,
+    trust::{self, Permission},
 };
 
 /// The resolved settings.
@@ -92,6 +93,7 @@ impl ConfigSources {
             ["backend"] => value == BackendName::Local.as_str(),
             // Less sharing needs no consent.
             ["remote", "cache"] => value == "off",
+            [steps::TABLE, _, name] => trust::of_step_arg(name, value).is_none(),
             _ => false,
         });
     }

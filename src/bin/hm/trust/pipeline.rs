@@ -10,6 +10,7 @@ use hm_exec::{
     image::image_path,
     plan::{BindOptions, DEFAULT_IMAGE},
 };
+use serde_json::Value;
 
 use super::Permission;
 
@@ -27,6 +28,14 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
             permissions.push(Permission::new("runner", runner, effect));
         }
     }
+    for (name, value) in nodes.iter().filter_map(|node| node.step.runner_args.as_ref()?.as_object()).flatten() {
+        if let Some((value, effect)) = of_step_arg(name, value) {
+            let permission = Permission::new(name, value, effect);
+            if !permissions.contains(&permission) {
+                permissions.push(permission);
+            }
+        }
+    }
     let default = plan.pipeline().default_image.as_deref().unwrap_or(DEFAULT_IMAGE);
     let roots = plan.dag().steps().filter(|step| plan.dag().lineage_parent(*step).is_none());
     let images: BTreeSet<&str> = roots.map(|step| nodes[step.get()].step.image.as_deref().unwrap_or(default)).collect();
@@ -40,6 +49,18 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
         }
     }
     permissions
+}
+
+/// Returns what an argument of a step requests, in its `runner_args` or in a `[step]` table: the value that
+/// the user consents to, and its effect.
+pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static str)> {
+    match (name, value) {
+        ("host_ports", Value::Array(ports)) if !ports.is_empty() => {
+            let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
+            Some((ports.join(", "), "its steps reach these ports of this machine"))
+        }
+        _ => None,
+    }
 }
 
 /// Returns the target of `path`, if it is outside of the project.
@@ -86,6 +107,14 @@ mod tests {
         assert_eq!(permissions(&steps, "", &other, here).len(), 1);
         let plain = [step("a", ""), step("b", r#","image":"debian:bookworm","runner":"sandbox""#)].join(",");
         assert_eq!(permissions(&plain, "", &BindOptions::default(), here), [""; 0]);
+    }
+
+    #[test]
+    fn ports_of_this_machine_ask_once() {
+        let ports = r#","runner_args":{"network":"private","host_ports":[5000,6379]}"#;
+        let steps = [step("a", ports), step("b", ports), step("c", r#","runner_args":{"host_ports":[]}"#)].join(",");
+        let asked = permissions(&steps, "", &BindOptions::default(), Path::new("/project"));
+        assert_eq!(asked, [r#"host_ports = "5000, 6379""#]);
     }
 
     #[test]

@@ -230,6 +230,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         // The user may have edited the source before the answer.
         early = None;
     }
+    bind.step_tables = sources.step_tables()?;
     let config = sources.resolve(Some(&found.project))?;
     let format = args.format.unwrap_or_else(|| Format::preferred_here(config.format));
     let (store, early) = match early {
@@ -238,6 +239,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     };
     warn_of_exposure(&store);
     if let Some(cloud) = config.cloud.as_ref().filter(|_| is_remote) {
+        if let Some(table) = bind.step_tables.first() {
+            to_stderr(&format!("note: {} has no effect on the service", table.source()));
+        }
         return Submission {
             args,
             plan,
@@ -273,6 +277,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     images.pull = if args.source.offline { PullPolicy::Never } else { args.pull.into() };
     request.options.runner = bind.runner;
     request.options.network = bind.network;
+    request.options.step_tables = bind.step_tables;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.timeout = args.timeout;
@@ -286,6 +291,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
     }
     warnings::of_plan(&bound);
+    warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
     let view = View::new(format, args.logs, &bound);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
