@@ -26,4 +26,6 @@ mod source;
 mod step;
 mod store;
 mod support;
+#[cfg(feature = "cli")]
+mod terminal;
 mod ui;

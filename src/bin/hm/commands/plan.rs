@@ -1,5 +1,7 @@
 //! `hm plan`.
 
+mod graph;
+
 use std::process::ExitCode;
 
 use hm_exec::{
@@ -9,12 +11,14 @@ use hm_exec::{
 };
 use serde::Serialize;
 
+use self::graph::GraphFormat;
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
     backend,
     config::Config,
     failure::Outcome,
+    part::PartArgs,
     pipelines::{self, parse},
     reporter::{style::Style, text},
     runners::Runners,
@@ -30,11 +34,18 @@ pub(crate) struct Args {
     source: SourceArgs,
 
     #[command(flatten)]
+    part: PartArgs,
+
+    #[command(flatten)]
     bind: BindArgs,
 
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
+
+    /// Print a graph of the steps for another program
+    #[arg(long, value_enum, value_name = "LANGUAGE", conflicts_with = "format")]
+    graph: Option<GraphFormat>,
 }
 
 /// A plan in the form that `--format json` prints.
@@ -51,6 +62,8 @@ struct Shown<'a> {
 struct ShownStep<'a> {
     key: &'a str,
     display_name: &'a str,
+    #[serde(skip)]
+    label: Option<&'a str>,
     chain: usize,
     runner: &'a str,
     image: Option<&'a str>,
@@ -73,17 +86,41 @@ enum ShownSoftFail<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let found = pipelines::find(&args.source)?;
+    print_plan(&args.source, &args.part, &args.bind, args.format, args.graph)
+}
+
+/// Prints what a part of a pipeline would run.
+pub(super) fn dry_run(
+    source: &SourceArgs,
+    part: &PartArgs,
+    bind: &BindArgs,
+    format: AnswerFormat,
+) -> Outcome<ExitCode> {
+    print_plan(source, part, bind, format, None)
+}
+
+/// Prints the plan of a part of a pipeline.
+fn print_plan(
+    source: &SourceArgs,
+    part: &PartArgs,
+    bind: &BindArgs,
+    format: AnswerFormat,
+    graph: Option<GraphFormat>,
+) -> Outcome<ExitCode> {
+    let found = pipelines::find(source)?;
     let definition = &found.definition;
-    let plan = parse(definition)?;
-    let mut options = args.bind.bind_options()?;
+    let plan = part.of(parse(definition)?, source, &found.dir, &definition.name)?;
+    let mut options = bind.bind_options()?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
     let plan = backend::apply(plan, &mut options, &sources.backend()?)?;
     let bound = plan::bind(&plan, Runners::new(Config::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;
     warnings::of_plan(&bound);
     let shown = show(&definition.name, &bound);
-    match args.format {
+    if let Some(language) = graph {
+        return print(&graph::text(&shown, language));
+    }
+    match format {
         AnswerFormat::Json => print_json(&shown),
         AnswerFormat::Text => print(&as_text(&shown)),
     }
@@ -99,6 +136,7 @@ fn show<'a>(pipeline: &'a str, bound: &'a BoundPlan) -> Shown<'a> {
         ShownStep {
             key: key(index),
             display_name: &step.display_name,
+            label: step.step.label.as_deref().map(str::trim).filter(|label| !label.is_empty()),
             chain: bound.dag.chain(index),
             runner: &bound.runners[usize::from(step.runner.0)].name,
             image: if builds_in.is_some() { None } else { step.step.image.as_deref() },
