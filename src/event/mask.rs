@@ -24,6 +24,17 @@ pub(super) struct Masker {
     prefixes: Vec<Pattern>,
 }
 
+/// Returns `text` as a run with these secrets would record it: with each secret replaced.
+#[must_use]
+pub fn mask<'a>(secrets: &Secrets, text: &'a str) -> Cow<'a, str> {
+    match Masker::new(secrets) {
+        Ok(None) => Cow::Borrowed(text),
+        Ok(Some(masker)) => masker.mask_text(text),
+        // No run starts with such secrets.
+        Err(_) => Cow::Borrowed("***"),
+    }
+}
+
 /// The bytes of a stream that are held back between two chunks.
 #[derive(Default)]
 pub(super) struct Held(Vec<u8>);

@@ -1,6 +1,13 @@
 //! Reads the journal of a run that is over, however it ended.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     BuildEvent, JournalError, RunMeta,
@@ -91,6 +98,8 @@ fn refined_status(code: u8, trailing: &[u8]) -> Option<StepStatus> {
 pub struct StepRecord {
     /// The step's key.
     pub key: Arc<str>,
+    /// The name that is displayed to users: the label, or the start of the command.
+    pub display_name: Arc<str>,
     /// The runner's name.
     pub runner: Arc<str>,
     /// The result. `None` if it is not in the journal: the step still runs, or `hm` was killed.
@@ -101,6 +110,13 @@ pub struct StepRecord {
     pub snapshot: Option<SnapshotRef>,
     /// The last attempt, from 1; 0 if none was started or the step has not ended.
     pub attempts: u32,
+    /// When its first attempt started, in milliseconds since the start of the run. `None` if none did.
+    pub started_ms: Option<u64>,
+    /// The time from the start of the first attempt to the step's end, in milliseconds. `None` if it has not
+    /// ended.
+    pub duration_ms: Option<u64>,
+    /// The reason for the result, if the status alone does not show it.
+    pub message: Option<Arc<str>>,
     /// The attempts whose command failed and that were followed by another, and their exit codes.
     pub failed_attempts: Vec<(u32, i32)>,
 }
@@ -119,11 +135,15 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
     let mut records: Vec<StepRecord> = steps
         .map(|step| StepRecord {
             key: Arc::clone(&step.key),
+            display_name: Arc::clone(&step.display_name),
             runner: runner(step.runner),
             status: None,
             exit_code: None,
             snapshot: None,
             attempts: 0,
+            started_ms: None,
+            duration_ms: None,
+            message: None,
             failed_attempts: Vec::new(),
         })
         .collect();
@@ -134,15 +154,24 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
                     record.snapshot = Some(SnapshotRef::from(tag));
                 }
             }
+            Ok(Record::StepStart { at_ms, step, .. }) => {
+                if let Some(record) = records.get_mut(step as usize) {
+                    record.started_ms.get_or_insert(at_ms);
+                }
+            }
             Ok(Record::StepRetry { step, attempt, trailing, .. }) => {
                 if let (Some(record), Ok(Some(code))) = (records.get_mut(step as usize), decode_retry(trailing)) {
                     record.failed_attempts.push((attempt, code));
                 }
             }
-            Ok(Record::StepEnd { step, attempt, status, exit_code, snapshot, trailing, .. }) => {
+            Ok(Record::StepEnd {
+                step, attempt, status, exit_code, duration_ms, snapshot, message, trailing, ..
+            }) => {
                 if let Some(record) = records.get_mut(step as usize) {
                     record.status = refined_status(status, trailing);
                     record.attempts = attempt;
+                    record.duration_ms = Some(duration_ms);
+                    record.message = message.map(Arc::from);
                     record.exit_code = Some(exit_code);
                     record.snapshot = snapshot.map(SnapshotRef::from).or(record.snapshot.take());
                 }
@@ -201,15 +230,16 @@ impl Iterator for JournalReader {
 
 /// A journal whose header has been read.
 #[derive(Debug)]
-struct OpenJournal {
-    file: File,
-    len: u64,
-    meta: RunMeta,
-    first_record: u64,
+pub(super) struct OpenJournal {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    pub(super) len: u64,
+    pub(super) meta: RunMeta,
+    pub(super) first_record: u64,
 }
 
 impl OpenJournal {
-    fn open(dir: &Path) -> Result<Self, JournalError> {
+    pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
         let path = journal_path(dir);
         let failed = |source| JournalError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
@@ -247,7 +277,7 @@ impl OpenJournal {
             return Err(corrupt("the header's checksum is wrong"));
         }
         let meta = decode_header(&payload).map_err(|_| corrupt("the header cannot be decoded"))?;
-        Ok(Self { file, len, meta, first_record })
+        Ok(Self { path, file, len, meta, first_record })
     }
 }
 

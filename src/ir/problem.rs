@@ -162,6 +162,25 @@ impl fmt::Display for ProblemPlace {
     }
 }
 
+/// What to do if a runner cannot start from an image: that image, and the one that the pipeline names.
+struct OtherImage<'a>(&'a str, &'a str);
+
+impl fmt::Display for OtherImage<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// This machine's system.
+        const HOST: &str = "host";
+        let &Self(image, named) = self;
+        let shown = Name(named);
+        if image == HOST {
+            write!(f, "choose one with `--image {shown}=IMAGE`, or in the pipeline")
+        } else if named == HOST {
+            write!(f, "remove `--image {shown}=...`")
+        } else {
+            write!(f, "to run on this machine's system instead: `--image {shown}=host`")
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.key {
@@ -338,9 +357,8 @@ pub enum ProblemKind {
     },
     /// The runner cannot boot from the step's image.
     #[error(
-        "runner `{runner}` cannot start from image {}, only from {images}; \
-         to run on this machine's system instead: `--image {}=host`",
-        Quoted(.image), Name(.named)
+        "runner `{runner}` cannot start from image {}, only from {images}; {}",
+        Quoted(.image), OtherImage(.image, .named)
     )]
     Image {
         /// The runner.

@@ -2,10 +2,10 @@
 
 #[cfg(feature = "cli")]
 mod commands;
-mod markdown;
+pub(crate) mod markdown;
 mod migrating;
 #[cfg(feature = "cli")]
-mod sessions;
+pub(crate) mod sessions;
 
 use std::{
     collections::BTreeSet,

@@ -28,4 +28,6 @@ mod step;
 mod step_tables;
 mod store;
 mod support;
+#[cfg(feature = "cli")]
+mod terminal;
 mod ui;

@@ -19,7 +19,7 @@ use crate::failure::{Failure, Outcome};
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
     /// The pipeline; optional if there is only one, or one named `ci` or `default`
-    #[arg(value_name = "PIPELINE", conflicts_with = "file")]
+    #[arg(value_name = "PIPELINE")]
     pub(crate) pipeline: Option<String>,
 
     /// Read the pipeline from a v0 IR JSON file (`-` for stdin) instead of `.hm/`
@@ -33,6 +33,23 @@ pub(crate) struct SourceArgs {
     /// Download nothing: no package to render pipelines with, and no images (as with `--pull never`)
     #[arg(long)]
     pub(crate) offline: bool,
+}
+
+impl SourceArgs {
+    /// Returns the step that takes the pipeline's place in arguments after `-f`, which names the pipeline.
+    pub(crate) fn first_step(&self) -> Option<&str> {
+        self.file.as_ref().and(self.pipeline.as_deref())
+    }
+
+    /// Returns an error if the arguments name a pipeline twice. For commands that have no steps as arguments.
+    pub(crate) fn check_one_pipeline(&self) -> Outcome<()> {
+        match self.first_step() {
+            None => Ok(()),
+            Some(name) => {
+                Err(Failure::input(format_args!("`-f` and `{name}` both name a pipeline")).hint("remove one of them"))
+            }
+        }
+    }
 }
 
 /// What a run changes about a pipeline.
@@ -56,8 +73,8 @@ pub(crate) struct BindArgs {
     pub(crate) env: Vec<Variable>,
 
     /// Provide a secret at /run/secrets/NAME, masked in all output; its value is read from the environment
-    /// variable NAME, or from the given variable or file (repeatable)
-    #[arg(long = "secret", value_name = "NAME[=env:VAR|file:PATH]", value_parser = SecretSource::from_str)]
+    /// variable NAME, or from FROM, which is `env:VAR` or `file:PATH` (repeatable)
+    #[arg(long = "secret", value_name = "NAME[=FROM]", value_parser = SecretSource::from_str)]
     pub(crate) secrets: Vec<SecretSource>,
 }
 
@@ -91,6 +108,11 @@ impl BindArgs {
         variable.map(parse).transpose().map_err(|_| {
             Failure::input("HM_NETWORK names no network").hint("set it to `private`, `host` or `none`, or unset it")
         })
+    }
+
+    /// Returns whether the command line has values of variables.
+    pub(crate) fn has_values(&self) -> bool {
+        self.env.iter().any(|variable| variable.value.is_some())
     }
 
     /// Returns everything but the secrets' values.

@@ -9,7 +9,11 @@ use hm_exec::{
     store::{Filesystem, StoreError},
 };
 
-use crate::{exit_code, reporter::text, store};
+use crate::{
+    exit_code,
+    reporter::{style::Style, text},
+    store,
+};
 
 /// The result of every command.
 pub(crate) type Outcome<T> = Result<T, Failure>;
@@ -81,7 +85,8 @@ impl Failure {
         if self.is_full_store() {
             return Self::full_store().report();
         }
-        let mut message = String::from("error: ");
+        let style = Style::of(&std::io::stderr());
+        let mut message = format!("{} ", style.bad("error:"));
         text::push_clean(&mut message, &self.error.to_string(), false);
         for cause in self.error.chain().skip(1) {
             message.push_str(": ");
@@ -92,7 +97,7 @@ impl Failure {
             text::push_clean(&mut message, detail, false);
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
-            message.push_str("\nhint: ");
+            message.push_str(&format!("\n{} ", style.good("hint:")));
             text::push_clean(&mut message, line, false);
         }
         message.push('\n');
@@ -122,7 +127,7 @@ impl From<BackendError> for Failure {
                 let failure = Self::infrastructure(format_args!("runner `{runner}` is not available: {reason}"));
                 let else_process = "or run without isolation, in a private copy of the source: `--runner process`";
                 let more = "run `hm doctor` for all checks";
-                if runner == "process" {
+                if runner == "process" || hint.contains("--runner process") {
                     failure.hint(format_args!("{hint}\n{more}"))
                 } else {
                     failure.hint(format_args!("{hint}\n{else_process}\n{more}"))

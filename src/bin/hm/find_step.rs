@@ -1,6 +1,6 @@
-//! Finds the run and the step that `[RUN/]STEP` names.
+//! Finds the run and the step that `[RUN/]STEP` names: by key, or by label if no step has such a key.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use hm_exec::{
     StepStatus,
@@ -28,52 +28,63 @@ pub(crate) fn find_run<'a>(
     dir: Option<&Path>,
 ) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
     let head = text.split_once(':').map_or(text, |(head, _)| head);
-    let is_id = |prefix: &str| prefix.len() >= 4 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
     if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
-        let mut found = store.runs().find(prefix).map_err(unreadable)?;
         let rest = &text[prefix.len() + 1..];
-        match found.len() {
-            0 => {
-                return Err(Failure::input(format_args!("no run with id prefix `{prefix}`")).hint(
-                    "it may have been removed by garbage collection; without `RUN/`, the last run of this directory \
-                     is used",
-                ));
-            }
-            1 => {
-                let run = found.remove(0);
-                let steps = steps_of(store, &run)?;
-                return Ok((run, steps, rest));
-            }
-            _ => {
-                return Err(Failure::input(format_args!("several runs have id prefix `{prefix}`"))
-                    .details(found.iter().map(|run| format!("{} ({})", run.id, run.pipeline)))
-                    .hint("use a longer prefix"));
-            }
-        }
-    }
-    let runs = runs_of(store, dir, None, RUNS)?;
-    let mut pipelines: Vec<String> = Vec::new();
-    let mut newest = None;
-    for run in runs {
-        if pipelines.contains(&run.pipeline) {
-            continue;
-        }
-        pipelines.push(run.pipeline.clone());
+        let run = run_with_id(store, prefix)?.ok_or_else(|| {
+            Failure::input(format_args!("no run with id prefix `{prefix}`")).hint(
+                "run `hm runs` to list the runs of this directory; without `RUN/`, its last run is used. Garbage \
+                 collection removes old runs",
+            )
+        })?;
         let steps = steps_of(store, &run)?;
-        let key_of = |step: &StepRecord| {
-            let rest = text.strip_prefix(&*step.key);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
-        };
-        if steps.iter().any(key_of) {
+        return Ok((run, steps, rest));
+    }
+    let mut newest = None;
+    let mut with_label = None;
+    for run in last_of_each_pipeline(store, dir)? {
+        let steps = steps_of(store, &run)?;
+        let is_it = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+        if steps.iter().any(|step| is_it(&step.key)) {
             return Ok((run, steps, text));
         }
-        newest.get_or_insert((run, steps, text));
+        if with_label.is_none() && steps.iter().any(|step| is_it(&step.display_name)) {
+            with_label = Some((run, steps, text));
+        } else {
+            newest.get_or_insert((run, steps, text));
+        }
     }
-    newest.ok_or_else(|| {
+    with_label.or(newest).ok_or_else(|| {
         let dir = Source::locate(dir).map_or_else(|_| Path::new(".").to_owned(), |source| source.dir);
         Failure::input(format_args!("no runs of pipelines in {}", dir.display()))
             .hint("run a pipeline first, set its source directory with `-d DIR`, or name a run, as in `RUN/STEP`")
     })
+}
+
+/// Returns the last run of each pipeline of a directory, newest first.
+fn last_of_each_pipeline(store: &Store, dir: Option<&Path>) -> Outcome<Vec<Run>> {
+    let mut pipelines = BTreeSet::new();
+    let runs = runs_of(store, dir, None, RUNS)?.into_iter();
+    Ok(runs.filter(|run| pipelines.insert(run.pipeline.clone())).collect())
+}
+
+/// Returns whether `text` can be the beginning of a run's id.
+fn is_id(text: &str) -> bool {
+    text.len() >= 4 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+/// Returns the run whose id begins with `text`, if `text` can be the beginning of an id and there is such a
+/// run.
+pub(crate) fn run_with_id(store: &Store, text: &str) -> Outcome<Option<Run>> {
+    if !is_id(text) {
+        return Ok(None);
+    }
+    let mut found = store.runs().find(text).map_err(unreadable)?;
+    if found.len() > 1 {
+        return Err(Failure::input(format_args!("several runs have id prefix `{text}`"))
+            .details(found.iter().map(|run| format!("{} ({})", run.id, run.pipeline)))
+            .hint("use a longer prefix"));
+    }
+    Ok(found.pop())
 }
 
 /// Returns the runs of the source directory to which `dir` belongs, newest first, and those of `dir` itself.
@@ -94,7 +105,7 @@ pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<S
     find_run(store, "", dir).map(|(run, steps, _)| (run, steps))
 }
 
-fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
+pub(crate) fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
     event::step_records(store.runs().dir(run.id)).map_err(|error| {
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
             .because(error)
@@ -103,7 +114,8 @@ fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
 }
 
 pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
-    if let Some(step) = steps.iter().find(|step| &*step.key == key) {
+    let by_key = steps.iter().find(|step| &*step.key == key);
+    if let Some(step) = by_key.or_else(|| steps.iter().find(|step| &*step.display_name == key)) {
         return Ok(step.clone());
     }
     let keys: Vec<String> = steps.iter().map(|step| step.key.to_string()).collect();
@@ -112,6 +124,10 @@ pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<S
         &run.id.to_string()[..8],
         run.pipeline
     ));
+    let failure = match is_id(key) {
+        true => failure.details(["no run's id begins with it, either: run `hm runs` to list the runs"]),
+        false => failure,
+    };
     let known = if keys.len() > 20 { format!("{}, ...", keys[..20].join(", ")) } else { keys.join(", ") };
     Err(match nearest(key, &keys) {
         Some(near) => failure.hint(format_args!("did you mean `{near}`? (steps: {known})")),

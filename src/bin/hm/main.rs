@@ -8,6 +8,7 @@ mod exit_code;
 mod failure;
 mod find_step;
 mod logging;
+mod part;
 mod pipelines;
 mod previous_runs;
 mod project_id;
@@ -18,11 +19,14 @@ mod service;
 mod signals;
 mod store;
 mod trust;
+mod typed_names;
 mod warnings;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::reporter::style::ColorChoice;
 
 /// Run CI pipelines: graphs of isolated shell steps, each starting from its parent's files
 #[derive(Debug, Parser)]
@@ -39,15 +43,20 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct GlobalArgs {
     /// Print hm's own debug log on stderr; HM_LOG chooses what it contains
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
 
-    /// Do not use colors, as with NO_COLOR=1
-    #[arg(long, global = true)]
+    /// When to use colors; `auto` heeds NO_COLOR, FORCE_COLOR and CLICOLOR_FORCE
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto,
+        hide_short_help = true)]
+    color: ColorChoice,
+
+    /// Same as `--color never`
+    #[arg(long, global = true, hide_short_help = true)]
     no_color: bool,
 
     /// Write a trace of hm's own work to FILE, for chrome://tracing or Perfetto
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     debug_trace: Option<PathBuf>,
 }
 
@@ -62,7 +71,9 @@ enum Command {
     Runners(commands::runners::Args),
     Plugin(commands::runners::PluginArgs),
     Trust(commands::trust::Args),
+    Runs(commands::runs::Args),
     Logs(commands::logs::Args),
+    Report(commands::report::Args),
     Why(commands::why::Args),
     Flaky(commands::flaky::Args),
     #[command(flatten)]
@@ -78,14 +89,22 @@ enum Command {
     Version,
 }
 
+/// Returns the whole command line interface.
+fn cli() -> clap::Command {
+    Cli::command().mut_subcommand("run", commands::run::shorten)
+}
+
+fn parse_args() -> Cli {
+    let parsed = Cli::from_arg_matches_mut(&mut cli().get_matches());
+    parsed.unwrap_or_else(|error| error.format(&mut cli()).exit())
+}
+
 fn main() -> ExitCode {
     // This comes first because the process may be the helper of a runner, started again.
     runners::init();
     hm_exec::open_files::raise_limit();
-    let Cli { global, command } = Cli::parse();
-    if global.no_color {
-        reporter::style::disable_colors();
-    }
+    let Cli { global, command } = parse_args();
+    reporter::style::choose_colors(if global.no_color { ColorChoice::Never } else { global.color });
     // Dropped last, when everything has been traced.
     let _trace = match logging::init(global.verbose, global.debug_trace.as_deref()) {
         Ok(trace) => trace,
@@ -102,7 +121,9 @@ fn main() -> ExitCode {
         Command::Runners(args) => commands::runners::run(&args),
         Command::Plugin(args) => commands::runners::plugin(&args),
         Command::Trust(args) => commands::trust::run(&args),
+        Command::Runs(args) => commands::runs::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Why(args) => commands::why::run(&args),
         Command::Flaky(args) => commands::flaky::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),

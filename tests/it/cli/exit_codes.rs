@@ -16,7 +16,7 @@ fn a_passed_build_exits_with_0_and_prints_a_summary() {
             "=> test started (process)",
             "test | built",
             "=> test passed in DURATION",
-            "passed: 2 steps in DURATION (2 passed)",
+            "passed · 2 steps · DURATION · critical path build → test DURATION",
         ]
     );
     assert_eq!(ended.stderr, "");
@@ -39,7 +39,7 @@ fn a_failed_step_exits_with_1_and_skips_its_dependents() {
     assert!(ended.stdout.contains("build | oops\n"), "{}", ended.stdout);
     assert!(ended.stdout.contains("build failed with exit code 7 after"), "{}", ended.stdout);
     assert!(ended.stdout.contains("=> test skipped"), "{}", ended.stdout);
-    assert!(ended.stdout.ends_with("(1 failed, 1 skipped)\n"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("\n── 1 failed, 1 skipped (test) · "), "{}", ended.stdout);
 }
 
 #[test]

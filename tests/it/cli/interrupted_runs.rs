@@ -110,7 +110,7 @@ fn a_hangup_terminates_steps_and_a_second_one_changes_nothing() {
         let code = hm.wait().unwrap().code();
         let log = log(&project);
         assert_eq!(code, Some(130), "{runner}: {log}");
-        assert!(log.contains("s | cleanup\n") && log.contains("\ncancelled: 1 step in"), "{runner}: {log}");
+        assert!(log.contains("s | cleanup\n") && log.contains("\n── cancelled: 1 cancelled · "), "{runner}: {log}");
         assert_eq!(log.matches("| began\n").count(), 1, "{runner}: {log}");
         if runner == "sandbox" {
             Ended::of(&mut project.hm(&["shell", "s", "--", "true"])).expect(0);

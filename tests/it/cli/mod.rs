@@ -1,18 +1,21 @@
 //! The `hm` command, run as a user or a script would run it.
 
 mod cache;
+mod ci_services;
 #[cfg(target_os = "linux")]
 mod compressed_logs;
 mod config;
 mod cp;
 mod disk_errors;
 mod earlier_runs;
+mod errors;
 mod exit_codes;
 mod init;
 mod interrupted_runs;
 mod invalid_input;
 mod killed;
 mod killed_at_random;
+mod last_screen;
 mod live_output;
 mod lost_blobs;
 #[cfg(target_os = "linux")]
@@ -25,6 +28,8 @@ mod python;
 mod remote_cache;
 mod remote_run;
 mod rendering;
+mod report;
+mod runs;
 mod shell;
 mod signals;
 mod trust;

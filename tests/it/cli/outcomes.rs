@@ -47,8 +47,8 @@ fn an_allowed_failure_passes_with_a_word() {
     );
     let last: Vec<_> = ended.stdout.lines().rev().take(2).collect();
     assert!(last[1].starts_with("  lint failed (allowed) with exit code 3"), "{last:?}");
-    assert!(last[0].starts_with("passed: 3 steps in "), "{last:?}");
-    assert!(last[0].ends_with("(1 passed, 1 failed (allowed), 1 skipped)"), "{last:?}");
+    assert!(last[0].starts_with("passed · 3 steps · "), "{last:?}");
+    assert!(last[0].contains(" · 1 failed (allowed) · 1 skipped (fix)"), "{last:?}");
 
     let ended = project.run(&["--format", "json"]).expect(0);
     let events = ended.events();
@@ -77,7 +77,7 @@ fn a_flaky_step_is_never_silent() {
     assert_eq!(lines.iter().filter(|line| **line == "e2e | try").count(), 2, "{lines:?}");
     let last: Vec<_> = lines.iter().rev().take(2).collect();
     assert!(last[1].starts_with("  e2e flaky: passed on attempt 2 after "), "{last:?}");
-    assert!(last[0].ends_with("(1 passed, 1 flaky)"), "{last:?}");
+    assert!(last[0].starts_with("passed · 2 steps · ") && last[0].contains(" · 1 flaky"), "{last:?}");
 
     // The second run passes at once, the third is flaky again.
     assert_eq!(ends(&project.run(&["--format", "json"]).expect(0))[0], ("passed".into(), 0.into(), 1.into()));

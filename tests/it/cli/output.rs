@@ -167,7 +167,7 @@ fn progress_without_a_terminal_reports_the_end_on_stderr() {
     assert_eq!(ended.stdout, "");
     assert!(ended.stderr.contains("✓ ok passed in"), "{}", ended.stderr);
     assert!(ended.stderr.contains("✗ bad failed with exit code 4 after"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("\n  | why\n"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\n    why\n"), "{}", ended.stderr);
     assert!(!ended.stderr.contains("quiet"), "{}", ended.stderr);
     let ended = project.run(&["--format", "progress", "--logs"]).expect(1);
     assert!(ended.stderr.contains("ok | quiet\n"), "{}", ended.stderr);

@@ -92,7 +92,7 @@ fn ctrl_c_cancels_the_build_and_exits_with_130() {
             running.expect_no_process();
             let log = running.log(project);
             assert!(log.contains("=> step cancelled after"), "{log}");
-            assert!(log.contains("\ncancelled: 2 steps in"), "{log}");
+            assert!(log.contains("\n── cancelled: 2 cancelled · "), "{log}");
         });
     }
 }

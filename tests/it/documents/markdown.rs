@@ -4,28 +4,28 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// A Markdown file.
 #[derive(Debug)]
-pub(super) struct Document {
-    pub(super) name: String,
+pub(crate) struct Document {
+    pub(crate) name: String,
     /// The lines outside of fenced blocks.
     text: Vec<String>,
-    pub(super) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block>,
 }
 
 /// A fenced block.
 #[derive(Debug, Default)]
-pub(super) struct Block {
+pub(crate) struct Block {
     /// The number of its first line.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// The first word after the fence.
-    pub(super) language: String,
+    pub(crate) language: String,
     /// The content of an HTML comment on the line before, such as `run: demo`.
-    pub(super) mark: Option<String>,
-    pub(super) lines: Vec<String>,
+    pub(crate) mark: Option<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 impl Document {
     /// Reads a file of the repository.
-    pub(super) fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let name = path.display().to_string();
         let content = fs::read_to_string(super::root().join(path)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let (mut text, mut blocks, mut open) = (Vec::<String>::new(), Vec::new(), None::<(usize, Block)>);
@@ -51,7 +51,7 @@ impl Document {
     }
 
     /// Returns the targets of all links.
-    pub(super) fn links(&self) -> Vec<String> {
+    pub(crate) fn links(&self) -> Vec<String> {
         let mut links = Vec::new();
         for line in &self.text {
             let without_code: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
@@ -62,12 +62,12 @@ impl Document {
     }
 
     /// Returns the text of all code spans. None of them spans lines.
-    pub(super) fn code_spans(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn code_spans(&self) -> impl Iterator<Item = &str> {
         self.text.iter().flat_map(|line| line.split('`').skip(1).step_by(2))
     }
 
     /// Returns the anchors of all headings, as mdBook and GitHub name them.
-    pub(super) fn anchors(&self) -> BTreeSet<String> {
+    pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let headings = self.text.iter().filter(|line| line.starts_with('#'));
         headings.map(|heading| anchor(heading.trim_start_matches('#').trim())).collect()
     }

@@ -5,7 +5,7 @@
 //! it to that project. The project `demo` has the demo pipeline of this repository.
 //!
 //! Shown lines must be among those that were printed, in any order, because steps run side by side. Numbers,
-//! ids and runs of blanks count as equal, and `...` stands for any lines.
+//! ids, rules and runs of blanks count as equal, and `...` stands for any lines.
 
 use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
@@ -49,6 +49,10 @@ fn run_sessions(wanted: impl Fn(&str) -> bool) {
         let mut sessions = BTreeMap::<&str, Session>::new();
         for block in &document.blocks {
             let Some((what, value)) = block.mark.as_deref().and_then(|mark| mark.split_once(": ")) else { continue };
+            // Those are compared with a terminal: see `terminal`.
+            if what == "screen" {
+                continue;
+            }
             let (name, path) = value.split_once(' ').unwrap_or((value, ""));
             let session = sessions.entry(name).or_insert_with(|| Session::new(name, python.as_deref()));
             match what {
@@ -117,7 +121,7 @@ impl Session {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("exec 2>&1 </dev/null\n{command}")]).current_dir(dir).env("PATH", path);
         shell.env("HM_CACHE_DIR", store).env("HM_CACHE_GC", "off").env("XDG_CONFIG_HOME", dir.with_file_name("config"));
-        for variable in ["CLICOLOR_FORCE", "HM_PYTHON", "VIRTUAL_ENV"] {
+        for variable in ["CLICOLOR_FORCE", "FORCE_COLOR", "HM_PYTHON", "VIRTUAL_ENV", "GITHUB_ACTIONS", "GITLAB_CI"] {
             shell.env_remove(variable);
         }
         Ended::of(shell.envs(self.python.iter().map(|python| ("HM_PYTHON", python))))
@@ -149,9 +153,13 @@ fn check(place: &str, shown: &[&str], printed: &str) {
 }
 
 /// Returns a line with numbers, ids and runs of blanks in a canonical form.
-fn normal(line: &str) -> String {
+pub(crate) fn normal(line: &str) -> String {
     let words = line.split_whitespace().map(|word| {
         let core = word.trim_end_matches([',', ':', ')']);
+        // The length of a rule depends on what stands before it.
+        if !word.is_empty() && word.chars().all(|c| c == '─') {
+            return "─".into();
+        }
         let is_id = core.len() >= 8 && core.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-' | b':'));
         if is_id { "ID".into() } else { numbers(word) }
     });

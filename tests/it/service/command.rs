@@ -190,7 +190,7 @@ fn ctrl_c_cancels_the_build_at_the_service() {
     assert!(ended.stderr.contains("cancelling"), "{}", ended.stderr);
     assert_eq!(here.stand_in.count(CANCEL), 1);
     let log = fs::read_to_string(here.project.dir.with_file_name("log")).unwrap();
-    assert!(log.contains("=> b cancelled") && log.contains("cancelled: 2 steps"), "{log}");
+    assert!(log.contains("=> b cancelled") && log.contains("── cancelled: 2 cancelled"), "{log}");
 }
 
 #[test]

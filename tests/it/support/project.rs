@@ -54,7 +54,9 @@ impl Project {
         command.env("HM_CACHE_GC", "off");
         // Nothing is downloaded, except in the test of that.
         command.env("HM_DSL", "system");
-        for variable in ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "VIRTUAL_ENV"] {
+        for variable in
+            ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "VIRTUAL_ENV", "GITHUB_ACTIONS", "GITLAB_CI"]
+        {
             command.env_remove(variable);
         }
         command
@@ -163,7 +165,7 @@ pub(crate) fn failed(command: &str) -> Option<Project> {
         return None;
     }
     let ended = ended.expect(1);
-    assert!(ended.stderr.contains("`hm shell test` to inspect its files"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("  logs hm logs test · shell hm shell test · again hm run "), "{}", ended.stdout);
     Some(project)
 }
 

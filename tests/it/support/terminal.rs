@@ -11,7 +11,7 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize},
+    termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcgetwinsize, tcsetwinsize},
 };
 
 use super::project::{Project, eventually};
@@ -20,7 +20,7 @@ use super::project::{Project, eventually};
 pub(crate) struct Terminal {
     pub(crate) master: File,
     slave: OwnedFd,
-    shown: Arc<Mutex<String>>,
+    shown: Arc<Mutex<Vec<u8>>>,
     pub(crate) hm: Child,
 }
 
@@ -41,12 +41,12 @@ impl Terminal {
         more(&mut hm);
         hm.env("TERM", "vt100").stdin(slave.try_clone().unwrap());
         let hm = hm.stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap()).spawn().unwrap();
-        let (master, shown) = (File::from(master), Arc::<Mutex<String>>::default());
+        let (master, shown) = (File::from(master), Arc::<Mutex<Vec<u8>>>::default());
         let (mut reader, seen) = (master.try_clone().unwrap(), Arc::clone(&shown));
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length) = reader.read(&mut buffer) {
-                seen.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
+                seen.lock().unwrap().extend_from_slice(&buffer[..length]);
             }
         });
         Self { master, slave, shown, hm }
@@ -60,11 +60,51 @@ impl Terminal {
     #[track_caller]
     pub(crate) fn expect(&mut self, text: &str) {
         eventually(&format!("{text:?} on the terminal"), || {
-            let shown = self.shown.lock().unwrap();
+            let shown = String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned();
             let ended = self.hm.try_wait().unwrap().is_some();
             assert!(!ended || shown.contains(text), "hm ended: {shown}");
             shown.contains(text)
         });
+    }
+
+    /// Returns what the terminal shows, one text a row, without empty rows at the end.
+    pub(crate) fn screen(&self) -> Vec<String> {
+        let Winsize { ws_row, ws_col, .. } = tcgetwinsize(&self.slave).unwrap();
+        let mut screen = vt100::Parser::new(ws_row, ws_col, 1000);
+        screen.process(&self.shown.lock().unwrap());
+        let mut rows: Vec<String> = screen.screen().rows(0, ws_col).map(|row| row.trim_end().to_owned()).collect();
+        while rows.pop_if(|row| row.is_empty()).is_some() {}
+        rows
+    }
+
+    /// Waits until a row of the screen fits.
+    #[track_caller]
+    pub(crate) fn expect_row(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut screen = Vec::new();
+        eventually(&format!("{what} on the screen"), || {
+            screen = self.screen();
+            screen.iter().any(|row| fits(row))
+        });
+        screen
+    }
+
+    /// Waits until `hm` has ended and everything has been shown. Returns the exit code and the screen.
+    #[track_caller]
+    pub(crate) fn end(&mut self) -> (Option<i32>, Vec<String>) {
+        let code = self.hm.wait().unwrap().code();
+        // The mark comes after everything that hm wrote.
+        rustix::io::write(&self.slave, b"\x1b[7mend\x1b[m").unwrap();
+        eventually("the end of the output", || self.shown.lock().unwrap().ends_with(b"\x1b[7mend\x1b[m"));
+        let mark = b"\x1b[7mend\x1b[m".len();
+        let mut shown = self.shown.lock().unwrap();
+        let rest = shown.len() - mark;
+        shown.truncate(rest);
+        drop(shown);
+        (code, self.screen())
+    }
+
+    pub(crate) fn resize(&self, rows: u16, columns: u16) {
+        tcsetwinsize(&self.slave, size(rows, columns)).unwrap();
     }
 
     pub(crate) fn modes(&self) -> (LocalModes, OutputModes) {

@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::print;
 use crate::{
-    Cli,
+    cli,
     failure::{Failure, Outcome},
 };
 
@@ -28,7 +27,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "hm", &mut script);
+    clap_complete::generate(args.shell, &mut cli(), "hm", &mut script);
     let script = String::from_utf8(script)
         .map_err(|error| Failure::infrastructure("failed to generate the script").because(error))?;
     print(&script)

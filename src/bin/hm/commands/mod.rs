@@ -12,8 +12,10 @@ pub(crate) mod logs;
 pub(crate) mod pipelines;
 pub(crate) mod plan;
 pub(crate) mod render;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod runners;
+pub(crate) mod runs;
 pub(crate) mod step_files;
 pub(crate) mod trust;
 pub(crate) mod why;
@@ -30,6 +32,7 @@ use serde::Serialize;
 use crate::{
     config::{ConfigArgs, ConfigSources},
     failure::{Failure, Outcome},
+    reporter::text,
     trust::{Permission, missing, report_ignored},
 };
 
@@ -83,21 +86,21 @@ fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| text::columns(cell)).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
+    let mut out = String::new();
     for row in rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             line.push_str(cell);
             if column + 1 < row.len() {
-                let shown = cell.chars().count();
+                let shown = text::columns(cell);
                 line.extend(std::iter::repeat_n(' ', widths[column] - shown + 2));
             }
         }
-        text.push_str(line.trim_end());
-        text.push('\n');
+        out.push_str(line.trim_end());
+        out.push('\n');
     }
-    text
+    out
 }

@@ -1,5 +1,7 @@
 //! `hm plan`.
 
+mod graph;
+
 use std::{collections::BTreeMap, process::ExitCode};
 
 use hm_exec::{
@@ -10,12 +12,14 @@ use hm_exec::{
 use serde::Serialize;
 use serde_json::Value;
 
+use self::graph::GraphFormat;
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
     backend,
     config::Config,
     failure::Outcome,
+    part::PartArgs,
     pipelines::{self, parse},
     reporter::{style::Style, text},
     runners::Runners,
@@ -32,11 +36,18 @@ pub(crate) struct Args {
     source: SourceArgs,
 
     #[command(flatten)]
+    part: PartArgs,
+
+    #[command(flatten)]
     bind: BindArgs,
 
     /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
+
+    /// Print a graph of the steps for another program
+    #[arg(long, value_enum, value_name = "LANGUAGE", conflicts_with = "format")]
+    graph: Option<GraphFormat>,
 }
 
 /// A plan in the form that `--format json` prints.
@@ -53,6 +64,8 @@ struct Shown<'a> {
 struct ShownStep<'a> {
     key: &'a str,
     display_name: &'a str,
+    #[serde(skip)]
+    label: Option<&'a str>,
     chain: usize,
     runner: &'a str,
     image: Option<&'a str>,
@@ -83,12 +96,43 @@ enum ShownSoftFail<'a> {
     Codes(&'a [u8]),
 }
 
+/// The form in which a plan is printed.
+#[derive(Debug, Clone, Copy)]
+enum PlanForm {
+    Json,
+    Text { has_arguments: bool },
+    Graph(GraphFormat),
+}
+
 /// Shows the plan. With `is_verbose`, the text has the arguments of steps, too.
 pub(crate) fn run(args: &Args, is_verbose: bool) -> Outcome<ExitCode> {
-    let found = pipelines::find(&args.source)?;
+    let form = args.graph.map_or_else(|| answer_form(args.format, is_verbose), PlanForm::Graph);
+    print_plan(&args.source, &args.part, &args.bind, form)
+}
+
+/// Prints what a part of a pipeline would run.
+pub(super) fn dry_run(
+    source: &SourceArgs,
+    part: &PartArgs,
+    bind: &BindArgs,
+    format: AnswerFormat,
+) -> Outcome<ExitCode> {
+    print_plan(source, part, bind, answer_form(format, false))
+}
+
+fn answer_form(format: AnswerFormat, has_arguments: bool) -> PlanForm {
+    match format {
+        AnswerFormat::Json => PlanForm::Json,
+        AnswerFormat::Text => PlanForm::Text { has_arguments },
+    }
+}
+
+/// Prints the plan of a part of a pipeline.
+fn print_plan(source: &SourceArgs, part: &PartArgs, bind: &BindArgs, form: PlanForm) -> Outcome<ExitCode> {
+    let found = pipelines::find(source)?;
     let definition = &found.definition;
-    let plan = parse(definition)?;
-    let mut options = args.bind.bind_options()?;
+    let plan = part.of(parse(definition)?, source, &found.dir, &definition.name)?;
+    let mut options = bind.bind_options()?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
     options.step_tables = sources.step_tables()?;
     let plan = backend::apply(plan, &mut options, &sources.backend()?)?;
@@ -97,9 +141,10 @@ pub(crate) fn run(args: &Args, is_verbose: bool) -> Outcome<ExitCode> {
     warnings::of_plan(&bound);
     warnings::of_tables(&bound, &options.step_tables);
     let shown = show(&definition.name, &bound, |step| arguments(step, &plan, &bound, &options));
-    match args.format {
-        AnswerFormat::Json => print_json(&shown),
-        AnswerFormat::Text => print(&as_text(&shown, is_verbose)),
+    match form {
+        PlanForm::Graph(language) => print(&graph::text(&shown, language)),
+        PlanForm::Json => print_json(&shown),
+        PlanForm::Text { has_arguments } => print(&as_text(&shown, has_arguments)),
     }
 }
 
@@ -148,6 +193,7 @@ fn show<'a>(
         ShownStep {
             key: key(index),
             display_name: &step.display_name,
+            label: step.step.label.as_deref().map(str::trim).filter(|label| !label.is_empty()),
             chain: bound.dag.chain(index),
             runner: &bound.runners[usize::from(step.runner.0)].name,
             image: if builds_in.is_some() { None } else { step.step.image.as_deref() },

@@ -23,6 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    args.source.check_one_pipeline()?;
     let found = pipelines::find(&args.source)?;
     let definition = &found.definition;
     // If it is not JSON at all, the decoder below reports a better error.

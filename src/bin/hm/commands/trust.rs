@@ -55,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if args.revoke {
         return revoke(args.source.dir.as_deref());
     }
+    args.source.check_one_pipeline()?;
     let source = Source::of(&args.source)?;
     let project = source.project()?;
     let mut permissions = config::all_permissions(&project)?;

@@ -2,25 +2,41 @@
 
 use std::io::{self, Write};
 
-use hm_exec::{BuildEvent, StepStatus, event::LogLines};
+use hm_exec::{BuildEvent, BuildStatus, StepStatus, event::LogLines};
 
 use super::{
     BufferedWriter, Reporter,
+    last_screen::{self, Canvas},
+    plan_view::PlanView,
+    steps::{Steps, accepted, ending, is_failure},
     style::Style,
-    summary::{Steps, accepted, ending, is_failure},
     text,
 };
 
 pub(super) struct Human<W> {
     out: BufferedWriter<W>,
-    style: Style,
+    canvas: Canvas,
     steps: Steps,
     line: String,
+    has_ended: bool,
 }
 
 impl<W: Write> Human<W> {
-    pub(super) fn new(sink: W, style: Style) -> Self {
-        Self { out: BufferedWriter::new(sink), style, steps: Steps::default(), line: String::new() }
+    pub(super) fn new(sink: W, canvas: Canvas, plan: PlanView) -> Self {
+        let (out, steps) = (BufferedWriter::new(sink), Steps::new(plan));
+        Self { out, canvas, steps, line: String::new(), has_ended: false }
+    }
+
+    fn style(&self) -> Style {
+        self.canvas.style
+    }
+
+    /// Prints the last screen.
+    fn end(&mut self, status: Option<BuildStatus>, duration_ms: u64) {
+        self.has_ended = true;
+        for line in last_screen::lines(&self.steps, status, duration_ms, self.canvas) {
+            self.say(&line);
+        }
     }
 
     fn say(&mut self, text: &str) {
@@ -33,7 +49,7 @@ impl<W: Write> Human<W> {
 
 impl<W: Write> Reporter for Human<W> {
     fn event(&mut self, event: &BuildEvent) {
-        let style = self.style;
+        let style = self.style();
         self.steps.learn(event, style);
         match event {
             BuildEvent::StepLog { step_id, line, .. } => {
@@ -46,10 +62,10 @@ impl<W: Write> Reporter for Human<W> {
             }
             BuildEvent::BuildAccepted { build, watch_url: Some(url), .. } => self.say(&accepted(build, url)),
             BuildEvent::StepStart { step_id, runner, image, attempt, .. } => {
-                let key = self.steps.name(*step_id);
+                let title = self.steps.title(*step_id);
                 let image = image.as_ref().map(|image| format!(", image {}", text::clean(image))).unwrap_or_default();
                 let attempt = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
-                self.say(&format!("=> {key} started ({runner}{image}{attempt})"));
+                self.say(&format!("=> {title} started ({runner}{image}{attempt})"));
             }
             BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
                 let (key, message) = (style.name(&text::clean(key)), text::clean(message));
@@ -76,15 +92,14 @@ impl<W: Write> Reporter for Human<W> {
                 self.say(&format!("=> {key} {ending}"));
             }
             BuildEvent::BuildEnd { status, duration_ms, .. } => {
-                for line in self.steps.summary(*status, *duration_ms, style) {
-                    self.say(&line);
-                }
+                self.end(Some(*status), *duration_ms);
             }
             _ => {}
         }
     }
 
     fn lines(&mut self, lines: &LogLines<'_>) {
+        self.steps.learn_lines(lines);
         let prefix = format!("{} | ", self.steps.name(lines.step_id));
         let is_plain = text::is_plain(&lines.text);
         for line in lines.lines() {
@@ -94,7 +109,7 @@ impl<W: Write> Reporter for Human<W> {
                     buffer.extend_from_slice(line.as_bytes());
                 } else {
                     self.line.clear();
-                    text::push_clean(&mut self.line, line, self.style.colors);
+                    text::push_clean(&mut self.line, line, self.canvas.style.colors);
                     buffer.extend_from_slice(self.line.as_bytes());
                 }
                 buffer.push(b'\n');
@@ -113,6 +128,12 @@ impl<W: Write> Reporter for Human<W> {
 
     fn flush(&mut self) {
         self.out.flush();
+    }
+
+    fn killed(&mut self) {
+        if !self.has_ended {
+            self.end(None, self.steps.age_ms());
+        }
     }
 
     fn finish(self: Box<Self>) -> io::Result<()> {

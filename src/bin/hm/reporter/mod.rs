@@ -3,30 +3,44 @@
 //! Input: an [`EventStream`] and the notices of `hm` itself. Output: text on stdout or stderr. A terminal
 //! that is stopped, or a pipe that is not read, blocks only this thread; the build does not notice it.
 
+mod ci;
 mod human;
 mod json;
 mod json_line;
+mod last_screen;
+mod plan_view;
 mod progress;
 mod published;
+mod steps;
 pub(crate) mod style;
-mod summary;
+mod tail;
 pub(crate) mod text;
 mod writer;
 
 use std::{
     future::ready,
     io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use ci::Service;
 use clap::ValueEnum;
 use futures_util::FutureExt;
 use hm_exec::{
-    BuildEvent, EventStream,
+    BuildEvent, EventStream, Plan, RunRequest,
     event::{EventBatch, LogLines},
     plan::BoundPlan,
 };
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use last_screen::Canvas;
+use plan_view::PlanView;
 use published::PlanFacts;
+use rustix::termios::tcgetwinsize;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use style::Style;
@@ -36,6 +50,8 @@ use tokio::{
 };
 pub(crate) use writer::BufferedWriter;
 use writer::StdWriter;
+
+use crate::typed_names::TypedNames;
 
 /// The maximum number of events, or batches of lines, that are shown in one go, if so many are available.
 const BURST: usize = 256;
@@ -48,6 +64,10 @@ pub(crate) enum Format {
     Human,
     /// Running steps with their elapsed time, on stderr
     Progress,
+    /// Groups of lines, one for each step that has ended, with annotations, for GitHub Actions
+    Github,
+    /// Sections of lines, one for each step that has ended, for GitLab CI
+    Gitlab,
     /// Events on stdout, one JSON object per line, as the ecosystem's readers know them
     Json,
     /// All events of hm, and everything about them; a superset of what `json` shows
@@ -57,15 +77,23 @@ pub(crate) enum Format {
 impl Format {
     /// Returns the format that the user prefers, unless it suits only programs and stdout is a terminal, or
     /// suits only terminals and there is none. By default, `progress` if both streams are terminals, else
-    /// `human`.
+    /// that of the CI service in whose job this runs, else `human`.
     pub(crate) fn preferred_here(preferred: Option<Self>) -> Self {
         let is_shown = io::stdout().is_terminal();
+        let is_true = |name| std::env::var_os(name).is_some_and(|value| value == "true");
         match preferred {
-            Some(Self::Human) => Self::Human,
+            Some(format @ (Self::Human | Self::Github | Self::Gitlab)) => format,
             Some(format) if format.is_json() && !is_shown => format,
             _ if is_shown && io::stderr().is_terminal() => Self::Progress,
+            _ if is_true("GITHUB_ACTIONS") => Self::Github,
+            _ if is_true("GITLAB_CI") => Self::Gitlab,
             _ => Self::Human,
         }
+    }
+
+    /// Returns whether the output for people is on stdout.
+    pub(crate) fn is_on_stdout(self) -> bool {
+        matches!(self, Self::Human | Self::Github | Self::Gitlab)
     }
 
     /// Returns whether the output is for programs.
@@ -82,23 +110,77 @@ pub(crate) struct View {
     show_logs: bool,
     /// For `json` only.
     facts: Option<PlanFacts>,
+    /// For people only.
+    plan: PlanView,
 }
 
 impl View {
-    pub(crate) fn new(format: Format, show_logs: bool, plan: &BoundPlan) -> Self {
-        Self { format, show_logs, facts: (format == Format::Json).then(|| PlanFacts::of(plan)) }
+    /// Returns the view of a build on this machine. `names` are the names of its steps in commands.
+    pub(crate) fn new(
+        format: Format,
+        show_logs: bool,
+        plan: &BoundPlan,
+        request: &RunRequest,
+        names: TypedNames,
+    ) -> Self {
+        let facts = (format == Format::Json).then(|| PlanFacts::of(plan));
+        let plan = if format.is_json() { PlanView::default() } else { PlanView::of(plan, request, names) };
+        Self { format, show_logs, facts, plan }
     }
 
-    /// Returns the view of a build whose plan is not known.
-    pub(crate) fn observed(format: Format, show_logs: bool) -> Self {
-        Self { format, show_logs, facts: (format == Format::Json).then(PlanFacts::observed) }
+    /// Returns the view of a build on another machine, of which at most the plan is known.
+    pub(crate) fn observed(format: Format, show_logs: bool, plan: Option<&Plan>) -> Self {
+        let facts = (format == Format::Json).then(PlanFacts::observed);
+        Self { format, show_logs, facts, plan: plan.map(PlanView::observed).unwrap_or_default() }
     }
 
     fn reporter(self) -> Box<dyn Reporter> {
         match self.format {
-            Format::Human => Box::new(human::Human::new(StdWriter::new(io::stdout()), Style::of(&io::stdout()))),
-            Format::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), self.show_logs)),
+            Format::Human => {
+                let canvas =
+                    Canvas { style: Style::of(&io::stdout()), columns: terminal_size(io::stdout()).map(|size| size.1) };
+                Box::new(human::Human::new(StdWriter::new(io::stdout()), canvas, self.plan))
+            }
+            Format::Github | Format::Gitlab => {
+                let service = if self.format == Format::Github { Service::GitHub } else { Service::GitLab };
+                // Both services show colours.
+                let canvas = Canvas { style: Style::or(true), columns: None };
+                Box::new(ci::Ci::new(service, StdWriter::new(io::stdout()), canvas, self.plan))
+            }
+            Format::Progress => Box::new(progress::Progress::new(Style::of(&io::stderr()), self.show_logs, self.plan)),
             Format::Json | Format::JsonFull => Box::new(json::Json::new(StdWriter::new(io::stdout()), self.facts)),
+        }
+    }
+}
+
+/// Returns the numbers of rows and columns of a terminal. Returns `None` if the stream is none, or if its
+/// size is unknown.
+fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
+    let size = tcgetwinsize(stream).ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then(|| (size.ws_row.into(), size.ws_col.into()))
+}
+
+/// Shows on a terminal that `hm` waits for something, until it is dropped. Shows nothing elsewhere.
+#[derive(Debug)]
+pub(crate) struct Waiting(Option<ProgressBar>);
+
+impl Waiting {
+    pub(crate) fn on(what: &'static str) -> Self {
+        if !(io::stdout().is_terminal() && io::stderr().is_terminal()) {
+            return Self(None);
+        }
+        let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        spinner.set_style(ProgressStyle::default_spinner());
+        spinner.set_message(what);
+        spinner.enable_steady_tick(Duration::from_millis(80));
+        Self(Some(spinner))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(spinner) = &self.0 {
+            spinner.finish_and_clear();
         }
     }
 }
@@ -122,6 +204,8 @@ trait Reporter {
     fn is_dirty(&self) -> bool;
     /// Writes the buffered text.
     fn flush(&mut self);
+    /// Shows the end of a build whose end is not among its events, because the user killed it.
+    fn killed(&mut self) {}
     /// Writes the buffered text. Returns an error if not everything could be written.
     fn finish(self: Box<Self>) -> io::Result<()>;
 }
@@ -131,6 +215,7 @@ trait Reporter {
 pub(crate) struct Screen {
     // Unbounded: holds one text per signal that `hm` handles, and the library's few warnings.
     notices: mpsc::UnboundedSender<String>,
+    is_killed: Arc<AtomicBool>,
     done: oneshot::Receiver<io::Result<()>>,
 }
 
@@ -139,15 +224,17 @@ impl Screen {
     pub(crate) fn open(events: EventStream, view: View) -> io::Result<Self> {
         let (notices, inbox) = mpsc::unbounded_channel();
         let (ended, done) = oneshot::channel();
+        let is_killed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&is_killed);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new().name("reporter".into()).spawn(move || {
             // It is alone on its thread, so it need not yield to other tasks.
-            let shown = runtime.block_on(unconstrained(show(events, inbox, view.reporter())));
+            let shown = runtime.block_on(unconstrained(show(events, inbox, view.reporter(), &flag)));
             // The receiver has been dropped if `hm` could not wait any longer.
             let _ = ended.send(shown);
         })?;
         crate::logging::send_to(notices.clone());
-        Ok(Self { notices, done })
+        Ok(Self { notices, is_killed, done })
     }
 
     /// Shows a notice of `hm` itself.
@@ -156,6 +243,12 @@ impl Screen {
         if let Err(mpsc::error::SendError(text)) = self.notices.send(text.into()) {
             to_stderr(&text);
         }
+    }
+
+    /// Shows a notice. The build is killed next, so its end will not be among its events.
+    pub(crate) fn killing(&self, text: impl Into<String>) {
+        self.is_killed.store(true, Ordering::Release);
+        self.notice(text);
     }
 
     /// Waits until every event has been shown. Cancel-safe.
@@ -189,6 +282,7 @@ async fn show(
     mut events: EventStream,
     mut notices: mpsc::UnboundedReceiver<String>,
     mut reporter: Box<dyn Reporter>,
+    is_killed: &AtomicBool,
 ) -> io::Result<()> {
     let interval = reporter.tick_interval();
     let mut next_tick = Instant::now() + interval;
@@ -220,6 +314,9 @@ async fn show(
     notices.close();
     while let Some(text) = notices.recv().await {
         reporter.notice(&text);
+    }
+    if is_killed.load(Ordering::Acquire) {
+        reporter.killed();
     }
     reporter.finish()
 }

@@ -7,23 +7,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hm_exec::{BuildEvent, StepStatus, event::LogLines};
+use hm_exec::{BuildEvent, BuildStatus, StepStatus, event::LogLines};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use uuid::Uuid;
 
 use super::{
     BufferedWriter, Reporter, StdWriter,
+    last_screen::{self, Canvas},
+    plan_view::PlanView,
+    steps::{Steps, accepted, ending, is_failure},
     style::Style,
-    summary::{Steps, accepted, ending, is_failure},
-    text,
+    terminal_size, text,
 };
 
-/// The maximum number of lines of a failed step's output that are shown.
-const TAIL_LINES: usize = 20;
-/// The maximum number of bytes that are kept of such a line.
-const TAIL_LINE_BYTES: usize = 2000;
-/// The maximum number of running steps that are shown at once; the others are counted.
+/// The maximum number of running steps that are shown at once; the others are counted. They take at most half
+/// of the terminal's rows.
 const MAX_BARS: usize = 16;
+
+/// The columns that the last line leaves free. The terminal echoes `^C` there, which would begin another line
+/// in the last column.
+const FREE_COLUMNS: usize = 4;
 
 pub(super) struct Progress {
     bars: MultiProgress,
@@ -38,6 +41,8 @@ pub(super) struct Progress {
     unshown: VecDeque<Uuid>,
     shown: usize,
     started: Instant,
+    max_bars: usize,
+    has_ended: bool,
 }
 
 /// A running step. It gets a bar at the first tick that finds it running, so that many short steps draw none.
@@ -45,8 +50,9 @@ pub(super) struct Progress {
 struct Running {
     since: Instant,
     bar: Option<ProgressBar>,
-    tail: VecDeque<String>,
-    dropped: usize,
+    /// The number of the attempt, and why the one before it failed.
+    attempt: u32,
+    failure: Option<String>,
 }
 
 /// Writes above the bars.
@@ -83,10 +89,10 @@ impl Write for Above {
 }
 
 impl Progress {
-    pub(super) fn new(style: Style, show_logs: bool) -> Self {
+    pub(super) fn new(style: Style, show_logs: bool, plan: PlanView) -> Self {
         let template = |text| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-        let total = bars.add(ProgressBar::new_spinner().with_style(template("{wide_msg}")));
+        let total = bars.add(ProgressBar::new_spinner().with_style(template("{msg}")));
         let spinner =
             if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
         Self {
@@ -100,11 +106,13 @@ impl Progress {
             bar_style: template(spinner),
             style,
             show_logs,
-            steps: Steps::default(),
+            steps: Steps::new(plan),
             running: HashMap::new(),
             unshown: VecDeque::new(),
             shown: 0,
             started: Instant::now(),
+            max_bars: 1,
+            has_ended: false,
         }
     }
 
@@ -116,41 +124,41 @@ impl Progress {
     }
 
     fn log(&mut self, step_id: Uuid, line: &str) {
-        if self.show_logs {
-            let mut shown = format!("{} | ", self.steps.name(step_id));
-            text::push_clean(&mut shown, line, self.style.colors);
-            self.say(&shown);
-        } else if let Some(running) = self.running.get_mut(&step_id) {
-            if running.tail.len() == TAIL_LINES {
-                running.tail.pop_front();
-                running.dropped += 1;
-            }
-            running.tail.push_back(line[..line.floor_char_boundary(TAIL_LINE_BYTES)].to_owned());
-        }
+        let mut shown = format!("{} | ", self.steps.name(step_id));
+        text::push_clean(&mut shown, line, self.style.colors);
+        self.say(&shown);
     }
 
-    fn end(&mut self, step_id: Uuid, key: &str, mark: &str, ending: &str, show_tail: bool) {
-        self.say(&format!("{mark} {key} {ending}"));
+    fn end(&mut self, step_id: Uuid, mark: &str, ending: &str) {
+        self.say(&format!("{mark} {} {ending}", self.steps.title(step_id)));
         let Some(running) = self.running.remove(&step_id) else { return };
         if let Some(bar) = running.bar {
             self.bars.remove(&bar);
             self.shown -= 1;
         }
-        if show_tail {
-            if running.dropped > 0 {
-                self.say(&self.style.dim(&format!("  | ... {} omitted", text::count(running.dropped, "line"))));
+    }
+
+    fn clear_bars(&self) {
+        self.total.finish_and_clear();
+        for running in self.running.values() {
+            if let Some(bar) = &running.bar {
+                bar.finish_and_clear();
             }
-            for line in &running.tail {
-                let mut shown = String::from("  | ");
-                text::push_clean(&mut shown, line, self.style.colors);
-                self.say(&shown);
-            }
+        }
+    }
+
+    /// Prints the last screen.
+    fn end_build(&mut self, status: Option<BuildStatus>, duration_ms: u64) {
+        self.has_ended = true;
+        let canvas = Canvas { style: self.style, columns: terminal_size(io::stderr()).map(|size| size.1) };
+        for line in last_screen::lines(&self.steps, status, duration_ms, canvas) {
+            self.say(&line);
         }
     }
 
     /// Creates bars for steps that still run.
     fn show_running(&mut self) {
-        while self.shown < MAX_BARS
+        while self.shown < self.max_bars
             && let Some(step_id) = self.unshown.pop_front()
         {
             if let Some(running) = self.running.get_mut(&step_id)
@@ -170,25 +178,28 @@ impl Reporter for Progress {
         let style = self.style;
         self.steps.learn(event, style);
         match event {
-            BuildEvent::StepStart { step_id, .. } => {
-                let fresh = Running { since: Instant::now(), bar: None, tail: VecDeque::new(), dropped: 0 };
+            BuildEvent::StepStart { step_id, attempt, .. } => {
+                let fresh = Running { since: Instant::now(), bar: None, attempt: 1, failure: None };
                 let running = self.running.entry(*step_id).or_insert(fresh);
+                running.attempt = *attempt;
                 if running.bar.is_none() {
                     self.unshown.push_back(*step_id);
                 }
             }
-            BuildEvent::StepLog { step_id, line, .. } => self.log(*step_id, line),
+            BuildEvent::StepLog { step_id, line, .. } if self.show_logs => self.log(*step_id, line),
             BuildEvent::BuildAccepted { build, watch_url: Some(url), .. } => self.say(&accepted(build, url)),
             BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
                 let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
                 self.say(&format!("{mark} {key} cache miss: {}", text::clean(message)));
             }
             BuildEvent::StepRetry { step_id, attempt, message, .. } => {
-                let key = self.steps.name(*step_id);
-                self.say(&format!("{} {key} attempt {attempt} failed: {}", style.odd("!"), text::clean(message)));
+                let (key, message) = (self.steps.name(*step_id), text::clean(message));
+                self.say(&format!("{} {key} attempt {attempt} failed: {message}", style.odd("!")));
+                if let Some(running) = self.running.get_mut(step_id) {
+                    running.failure = Some(message);
+                }
             }
             BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
-                let key = self.steps.name(*step_id);
                 let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
                 let (mark, ending) = match status {
                     StepStatus::Flaky | StepStatus::FailedAllowed => (style.odd("!"), style.odd(&ending)),
@@ -196,35 +207,21 @@ impl Reporter for Progress {
                     status if is_failure(*status) => (style.bad("✗"), style.bad(&ending)),
                     _ => (style.odd("-"), style.odd(&ending)),
                 };
-                let has_failed = is_failure(*status) || *status == StepStatus::FailedAllowed;
-                self.end(*step_id, &key, &mark, &ending, has_failed && !self.show_logs);
+                self.end(*step_id, &mark, &ending);
             }
             BuildEvent::BuildEnd { status, duration_ms, .. } => {
                 self.total.finish_and_clear();
-                for line in self.steps.summary(*status, *duration_ms, style) {
-                    self.say(&line);
-                }
+                self.end_build(Some(*status), *duration_ms);
             }
             _ => {}
         }
     }
 
     fn lines(&mut self, lines: &LogLines<'_>) {
+        self.steps.learn_lines(lines);
         if self.show_logs {
             lines.lines().for_each(|line| self.log(lines.step_id, line));
-            return;
         }
-        // Only the last ones can be shown.
-        let count = usize::try_from(lines.count).unwrap_or(usize::MAX);
-        let hidden = count.saturating_sub(TAIL_LINES);
-        if hidden > 0
-            && let Some(running) = self.running.get_mut(&lines.step_id)
-        {
-            running.dropped += hidden + running.tail.len();
-            running.tail.clear();
-        }
-        let last: Vec<&str> = lines.text.lines().rev().take(TAIL_LINES).collect();
-        last.into_iter().rev().for_each(|line| self.log(lines.step_id, line));
     }
 
     fn notice(&mut self, text: &str) {
@@ -236,22 +233,25 @@ impl Reporter for Progress {
         if self.total.is_finished() {
             return;
         }
+        let (rows, columns) = terminal_size(io::stderr()).unwrap_or((24, 80));
+        self.max_bars = (rows / 2).saturating_sub(1).clamp(1, MAX_BARS);
         self.show_running();
         for (step_id, running) in &self.running {
             let Some(bar) = &running.bar else { continue };
             let key = self.steps.name(*step_id);
-            bar.set_prefix(format!("{key} {}", text::duration(running.since.elapsed())));
-            if let Some(line) = running.tail.back() {
+            let attempt = if running.attempt > 1 { format!(" (attempt {})", running.attempt) } else { String::new() };
+            bar.set_prefix(format!("{key}{attempt} {}", text::duration(running.since.elapsed())));
+            if let Some(line) = self.steps.last_line(*step_id).or(running.failure.as_deref()) {
                 bar.set_message(text::clean(line).replace('\t', " "));
             }
             bar.tick();
         }
         let mut total = format!("{}/{} steps", self.steps.ended(), self.steps.len());
         if self.running.len() > self.shown {
-            total.push_str(&format!(", {} more running", self.running.len() - self.shown));
+            total.push_str(&format!(" · … {} more running", self.running.len() - self.shown));
         }
-        total.push_str(&format!(", {}", text::duration(self.started.elapsed())));
-        self.total.set_message(total);
+        total.push_str(&format!(" · {}", text::duration(self.started.elapsed())));
+        self.total.set_message(text::cut(&total, columns.saturating_sub(FREE_COLUMNS)).into_owned());
         self.total.tick();
     }
 
@@ -267,13 +267,15 @@ impl Reporter for Progress {
         self.out.flush();
     }
 
-    fn finish(self: Box<Self>) -> io::Result<()> {
-        self.total.finish_and_clear();
-        for running in self.running.values() {
-            if let Some(bar) = &running.bar {
-                bar.finish_and_clear();
-            }
+    fn killed(&mut self) {
+        self.clear_bars();
+        if !self.has_ended {
+            self.end_build(None, self.steps.age_ms());
         }
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        self.clear_bars();
         self.out.finish()
     }
 }

@@ -3,15 +3,36 @@
 use std::{
     env,
     io::IsTerminal,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
-/// Whether `--no-color` was given.
-static IS_DISABLED: AtomicBool = AtomicBool::new(false);
+use clap::ValueEnum;
 
-/// Disables colours in every [`Style`] that is created from now on.
-pub(crate) fn disable_colors() {
-    IS_DISABLED.store(true, Ordering::Relaxed);
+/// What the user chose.
+static CHOICE: AtomicU8 = AtomicU8::new(AUTO);
+const AUTO: u8 = 0;
+const ALWAYS: u8 = 1;
+const NEVER: u8 = 2;
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorChoice {
+    /// On terminals
+    Auto,
+    /// Also in files and pipes
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// Applies the user's choice to every [`Style`] that is created from now on.
+pub(crate) fn choose_colors(choice: ColorChoice) {
+    let choice = match choice {
+        ColorChoice::Auto => AUTO,
+        ColorChoice::Always => ALWAYS,
+        ColorChoice::Never => NEVER,
+    };
+    CHOICE.store(choice, Ordering::Relaxed);
 }
 
 /// Whether to use colours, and whether to keep the colours of steps' output.
@@ -22,12 +43,26 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// Enables colours if `stream` is a terminal. `--no-color`, and the variables `NO_COLOR` and
-    /// `CLICOLOR_FORCE` if they are set and not empty, override this, in this order.
+    /// No colours.
+    pub(super) const PLAIN: Self = Self { colors: false };
+
+    /// Enables colours if `stream` is a terminal. `--color` and `--no-color`, and the variables `NO_COLOR`,
+    /// `FORCE_COLOR` and `CLICOLOR_FORCE` if they are set and not empty, override this, in this order.
     pub(crate) fn of(stream: &impl IsTerminal) -> Self {
+        Self::or(stream.is_terminal())
+    }
+
+    /// Enables colours if the stream `has_colors`. The same options and variables override this.
+    pub(super) fn or(has_colors: bool) -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
-        let forced = is_set("CLICOLOR_FORCE") && env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
-        Self { colors: !IS_DISABLED.load(Ordering::Relaxed) && !is_set("NO_COLOR") && (forced || stream.is_terminal()) }
+        let is_forced = |name| env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+        let colors = match CHOICE.load(Ordering::Relaxed) {
+            ALWAYS => true,
+            NEVER => false,
+            _ if is_set("NO_COLOR") => false,
+            _ => has_colors || is_forced("FORCE_COLOR") || is_forced("CLICOLOR_FORCE"),
+        };
+        Self { colors }
     }
 
     pub(crate) fn good(self, text: &str) -> String {

@@ -1,6 +1,6 @@
 //! Text for people: output that cannot control their terminal, and readable durations.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 /// Appends one line of foreign text to `out` so that it can only show characters on a terminal and, with
 /// `colors`, colour them. Other escape sequences are removed, control characters are shown as `^X`, and text
@@ -134,9 +134,38 @@ pub(crate) fn count(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
+/// Returns the first characters of `text`, at most `chars`, and `…` if more follow.
+pub(crate) fn cut(text: &str, chars: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(chars) {
+        None => Cow::Borrowed(text),
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+    }
+}
+
+/// Returns the number of characters that a clean line shows: all but its colours.
+pub(crate) fn columns(line: &str) -> usize {
+    let (mut chars, mut count) = (line.chars(), 0);
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            // A clean line has no other sequences.
+            chars.find(|c| *c == 'm');
+        } else {
+            count += 1;
+        }
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_cut_after_a_character_and_colors_take_no_columns() {
+        assert_eq!(cut("grün", 4), "grün");
+        assert_eq!(cut("grüne", 3), "grü…");
+        assert_eq!(columns("\x1b[1;36mgrün\x1b[0m x"), 6);
+    }
 
     fn with_colors(line: &str) -> String {
         let mut out = String::new();

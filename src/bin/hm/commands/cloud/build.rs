@@ -86,5 +86,5 @@ pub(super) fn watch(session: &Session, place: BuildPlace, format: Format) -> Out
     let start = service::watch(&session.service, place, &pages, None, CancellationToken::new());
     let failed = |error| crate::service::failure(&session.config, &what, error);
     let unwatched = |error| crate::service::unwatched(&session.config, error);
-    run::show(async { start.await.map_err(failed) }, View::observed(format, false), unwatched)
+    run::show(async { start.await.map_err(failed) }, View::observed(format, false, None), unwatched)
 }

@@ -1,8 +1,10 @@
 //! `hm run`.
 
 mod service;
+mod short_help;
 
 use std::{
+    env,
     future::Future,
     io,
     num::NonZeroUsize,
@@ -26,20 +28,24 @@ use hm_exec::{
 use uuid::Uuid;
 
 use self::service::Submission;
+pub(crate) use self::short_help::shorten;
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
-    commands::cache,
+    commands::{AnswerFormat, cache, plan},
     config::{BackendName, ConfigArgs},
     exit_code,
     failure::{Failure, Outcome},
+    part::PartArgs,
     pipelines::{self, nearest, parse},
     previous_runs, project_id,
-    reporter::{Format, Screen, View, text, to_stderr},
+    reporter::{Format, Screen, View, Waiting, style::Style, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
     signals::Interrupts,
-    store, trust, warnings,
+    store, trust,
+    typed_names::TypedNames,
+    warnings,
 };
 
 const LONG_HELP: &str = "\
@@ -49,6 +55,8 @@ Examples:
   hm run ci --image debian:bookworm=host run on this machine's system instead of an image
   hm run -f ir.json --format json        run a pipeline from a file, and print events as JSON lines
   hm render ci | hm run -f - -d ../src   run a pipeline from stdin on another source directory
+  hm run ci unit lint                    run two steps of pipeline ci, and what they need
+  hm run ci --failed                     run what did not pass in the last run
   hm run --refresh apt-base              run this step, and the steps that build in it, again
   hm run --secret TOKEN=file:token.txt   provide a secret at /run/secrets/TOKEN
 
@@ -89,7 +97,9 @@ Environment variables:
                  token, addresses and organization for `--backend cloud`; see `hm cloud --help`
   HM_STEP        hm-step binary for remote steps (default: the one next to hm)
   HM_LOG         level of hm's own log on stderr, such as debug (default: warn)
-  NO_COLOR, CLICOLOR_FORCE
+  GITHUB_ACTIONS, GITLAB_CI
+                 true: the default of --format is `github` or `gitlab`
+  NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE
                  disable or force colors";
 
 /// Run a pipeline
@@ -99,11 +109,18 @@ Environment variables:
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = LONG_HELP,
-    after_help = "Run `hm run --help` for examples, exit codes and environment variables."
+    after_help = "Run `hm run --help` for all options, examples, exit codes and environment variables."
 )]
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
+
+    #[command(flatten)]
+    part: PartArgs,
+
+    /// Print what would run, as `hm plan` does, and run nothing
+    #[arg(long)]
+    dry_run: bool,
 
     #[command(flatten)]
     bind: BindArgs,
@@ -209,8 +226,19 @@ enum End {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    if args.dry_run {
+        let is_json = args.format.is_some_and(Format::is_json);
+        let format = if is_json { AnswerFormat::Json } else { AnswerFormat::Text };
+        return plan::dry_run(&args.source, &args.part, &args.bind, format);
+    }
     let mut early = None;
-    let found = pipelines::find_while(&args.source, |dir, project| early = begin_freeze(args, dir, project))?;
+    let mut waiting = None;
+    let found = pipelines::find_while(&args.source, |dir, project| {
+        waiting = Some(Waiting::on("rendering the pipelines of .hm/"));
+        early = begin_freeze(args, dir, project);
+    });
+    drop(waiting);
+    let found = found?;
     let definition = &found.definition;
     let mut bind = args.bind.bind_options()?;
     let sources = args.config.read(Some(&found.project))?.with_backend(args.backend.named());
@@ -219,7 +247,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if is_remote {
         service::check(args)?;
     }
-    let plan = args.backend.apply(parse(definition)?, &mut bind, &backend)?;
+    let plan = args.part.of(parse(definition)?, &args.source, &found.dir, &definition.name)?;
+    let plan = args.backend.apply(plan, &mut bind, &backend)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
     let mut permissions = sources.permissions(Some(&found.project))?;
@@ -265,7 +294,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
     request.early_freeze = early;
-    let previous = previous_runs::read(&store, &request.repo_root, &definition.name);
+    let previous = previous_runs::read(&store, &request.repo_root, &definition.name, &request.plan);
     request.durations = previous.durations;
     request.peaks = previous.peaks;
     request.options.memory = args.memory.or_else(available_memory);
@@ -293,7 +322,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     warnings::of_plan(&bound);
     warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
-    let view = View::new(format, args.logs, &bound);
+    let names = TypedNames::new(args.source.dir.is_some());
+    let view = View::new(format, args.logs, &bound, &request, names);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.
     let runtime = runtime()?;
@@ -326,7 +356,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
                 Failure::full_store().report();
             } else if !format.is_json() {
-                point_at_what_is_left(&store, &outcome);
+                print_next_commands(&store, &outcome, names, format, again(args))?;
             }
             cache::collect_if_due(&store, run_id);
             Ok(exit_code::of_build(outcome.status))
@@ -403,20 +433,55 @@ fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
     })
 }
 
-/// Prints how to inspect the first failed step, if its files were kept.
-fn point_at_what_is_left(store: &StoreHandle, outcome: &BuildOutcome) {
-    let Some(store) = store.get_opened() else { return };
-    let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
-    let is_kept = |key: &str| matches!(store.steps().of_run(outcome.build.run_id, key), Ok(Some((_, false))));
-    if let Some(step) = outcome.steps.iter().find(|step| failed(step.status) && is_kept(&step.key)) {
-        // `hm shell` parses what follows `--` as a command, so a key that looks like an option is given with
-        // its run.
-        let run = outcome.build.run_id.to_string();
-        let name = if step.key.starts_with('-') { format!("{}/{}", &run[..8], step.key) } else { step.key.to_string() };
-        let (step, path) = (quote(&name), format!("{} .", quote(&format!("{name}:PATH"))));
-        let (step, path) = (text::clean(&step), text::clean(&path));
-        to_stderr(&format!("hint: run `hm shell {step}` to inspect its files, or `hm cp {path}` to copy them"));
+/// Returns the command line that runs again what did not pass. Returns `None` if the command line cannot be
+/// repeated, or has values that a log should not show.
+fn again(args: &Args) -> Option<String> {
+    let reads_stdin = args.source.file.as_deref() == Some(Path::new("-"));
+    if reads_stdin || args.bind.has_values() {
+        return None;
     }
+    let mut words: Vec<String> = env::args_os().skip(1).map(|word| word.into_string().ok()).collect::<Option<_>>()?;
+    // An engine's headers have credentials, and its address may.
+    if words.iter().any(|word| word.starts_with("--remote") || word.starts_with("--docker-host")) {
+        return None;
+    }
+    if !args.part.failed && !args.part.names_steps(&args.source) {
+        let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+        words.insert(end, "--failed".into());
+    }
+    let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
+    Some(text::clean(&format!("hm {}", words.join(" "))))
+}
+
+/// Prints commands to type next, if a step failed: where the rest of the reporter's output is.
+fn print_next_commands(
+    store: &StoreHandle,
+    outcome: &BuildOutcome,
+    names: TypedNames,
+    format: Format,
+    again: Option<String>,
+) -> Outcome<()> {
+    let Some(store) = store.get_opened() else { return Ok(()) };
+    let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
+    let run = outcome.build.run_id;
+    let is_kept = |key: &str| matches!(store.steps().of_run(run, key), Ok(Some((_, false))));
+    let mut steps = outcome.steps.iter().filter(|step| failed(step.status));
+    let Some(first) = steps.next() else { return Ok(()) };
+    let mut commands = vec![("logs", format!("hm logs {}", names.step(run, &first.key)))];
+    if let Some(step) = std::iter::once(first).chain(steps).find(|step| is_kept(&step.key)) {
+        commands.push(("shell", format!("hm shell {}", names.step(run, &step.key))));
+    }
+    commands.extend(again.map(|command| ("again", command)));
+    let style = if format.is_on_stdout() { Style::of(&io::stdout()) } else { Style::of(&io::stderr()) };
+    let commands: Vec<String> =
+        commands.iter().map(|(what, command)| format!("{} {command}", style.dim(what))).collect();
+    let line = format!("  {}", commands.join(" · "));
+    if format.is_on_stdout() {
+        super::print(&format!("{line}\n"))?;
+    } else {
+        to_stderr(&line);
+    }
+    Ok(())
 }
 
 /// Shows a build until it ends, or until the user forces its end.
@@ -436,7 +501,7 @@ async fn watch(
             ended = &mut wait => break ended,
             () = interrupts.next() => {
                 if cancel.is_cancelled() {
-                    screen.notice(notices.second);
+                    screen.killing(notices.second);
                     return Ok(End::Killed(Some(screen)));
                 }
                 cancel.cancel();

@@ -94,7 +94,7 @@ impl Submission<'_> {
         }
         let (request, origin) = self.request();
         let runtime = runtime()?;
-        let view = View::observed(self.format, self.args.logs);
+        let view = View::observed(self.format, self.args.logs, Some(&self.plan));
         let end = runtime.block_on(async {
             let mut interrupts = Interrupts::listen()?;
             let backend = CloudBackend::new(service.clone(), self.store.clone(), &org, &config.app_url.value);

@@ -71,8 +71,10 @@ impl StepFiles {
         let lease = store.lease().map_err(unreadable)?;
         let (run, steps, rest) = find_run(&store, text, dir)?;
         // Keys may have colons, too, so the longest matching key wins.
-        let fits = |step: &&StepRecord| rest.strip_prefix(&*step.key).is_some_and(|rest| rest.starts_with(':'));
-        let at = steps.iter().filter(fits).map(|step| step.key.len()).max().or_else(|| rest.find(':'));
+        let fits = |name: &str| rest.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
+        let longest =
+            |name: fn(&StepRecord) -> &str| steps.iter().map(name).filter(|name| fits(name)).map(str::len).max();
+        let at = longest(|step| &step.key).or_else(|| longest(|step| &step.display_name)).or_else(|| rest.find(':'));
         let Some(at) = at else {
             return Err(Failure::input(format_args!("`{text}` has no path"))
                 .hint("use [RUN/]STEP:PATH, as in `hm cp test:report.xml .`"));

@@ -1,0 +1,156 @@
+//! The scenes.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::{check, open, play};
+use crate::support::{
+    project::{Ended, Project, ir},
+    terminal::Terminal,
+};
+
+/// A pipeline `ci` whose steps have a key, a label, a command and `runner_args`.
+fn project(steps: &[(&str, &str, &str, Value)], edges: Value) -> Project {
+    let project = Project::new();
+    let node = |(key, label, cmd, args): &(&str, &str, &str, Value)| {
+        let label = Some(label).filter(|label| !label.is_empty());
+        json!({ "step": { "key": key, "label": label, "cmd": cmd, "runner_args": args }, "env": {} })
+    };
+    let nodes: Vec<_> = steps.iter().map(node).collect();
+    let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges });
+    project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+    project
+}
+
+const UNIT: &str = "seq 1 40; echo 'test case_61 ... FAILED'; echo 'assertion failed: left == right' >&2; exit 101";
+
+/// Checks what the last lines of a failing scene must have.
+#[track_caller]
+fn check_last_lines(screen: &[String], wanted: &[&str]) {
+    let last = &screen[screen.len().saturating_sub(15)..];
+    for text in wanted.iter().chain(&["hm logs ", "hm run "]) {
+        assert!(last.iter().any(|line| line.contains(text)), "{text:?} is not among {last:#?}");
+    }
+}
+
+#[test]
+fn passed_and_cached() {
+    let cache = json!({ "policy": "forever", "key": "0123" });
+    let build = json!({ "key": "build", "cmd": "echo built > out", "cache": cache });
+    let test = json!({ "key": "test", "label": "Unit tests", "cmd": "grep -q built out" });
+    let nodes = json!([{ "step": build, "env": {} }, { "step": test, "env": {} }]);
+    let graph = json!({
+        "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [[0, 1, "builds_in"]],
+    });
+    let project = Project::new();
+    project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+    if play("first run", &project, 0).is_some() {
+        play("cached run", &project, 0);
+    }
+}
+
+#[test]
+fn one_failure() {
+    let none = || json!({});
+    let steps = [
+        ("deps", "", "true", none()),
+        ("unit", "Unit tests", UNIT, none()),
+        ("e2e", "", "true", none()),
+        ("slow", "", "true", none()),
+    ];
+    let project = project(&steps, json!([[0, 1, "builds_in"], [1, 2, "depends_on"], [2, 3, "depends_on"]]));
+    let Some(screen) = play("one failure", &project, 1) else { return };
+    check_last_lines(&screen, &["Unit tests (unit)", "exit 101", "$ seq 1 40;", "assertion failed: left == right"]);
+}
+
+#[test]
+fn three_failures() {
+    let steps = ["lint", "types", "unit"].map(|key| (key, "", "seq 1 99; echo broken >&2; exit 3", json!({})));
+    let Some(screen) = play("three failures", &project(&steps, json!([])), 1) else { return };
+    check_last_lines(&screen, &["unit", "exit 3", "$ seq 1 99", "stderr │ broken"]);
+}
+
+#[test]
+fn a_flaky_step() {
+    let mark = "mkdir $MARK 2>/dev/null || exit 0; echo 'connection reset' >&2; exit 7";
+    let project = project(&[("e2e", "End to end", mark, json!({ "retries": 2 }))], json!([]));
+    let mark = format!("MARK={}", project.store.with_file_name("mark").display());
+    let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-e", &mark], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    check("a flaky step", &screen);
+}
+
+#[test]
+fn a_timeout() {
+    let project = Project::with_steps(&[("wait", "echo waiting for the database >&2; sleep 600", None)]);
+    let Some(screen) = play("a timeout", &project, 124) else { return };
+    check_last_lines(&screen, &["TIMED OUT  wait", "exit 124", "waiting for the database"]);
+}
+
+fn interrupt(terminal: &mut Terminal) {
+    // The terminal echoes the key, also if it is not the one that controls hm.
+    terminal.keys("\x03");
+    kill_process(Pid::from_raw(i32::try_from(terminal.hm.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+}
+
+#[test]
+fn ctrl_c_once_and_twice() {
+    let project = Project::with_steps(&[("server", "echo up; sleep 600", None), ("client", "true", Some(0))]);
+    let mut terminal = open("ctrl-c", &project);
+    terminal.expect_row("the step's line", |row| row.contains("server") && row.ends_with(" up"));
+    interrupt(&mut terminal);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("ctrl-c", &screen);
+
+    let stubborn = "trap '' INT TERM; echo up; while :; do sleep 1; done";
+    project.file(".hm/ci.json", &ir(&[("server", stubborn, None), ("client", "true", Some(0))]));
+    let mut terminal = open("ctrl-c twice", &project);
+    terminal.expect_row("the step's line", |row| row.contains("server") && row.ends_with(" up"));
+    interrupt(&mut terminal);
+    terminal.expect_row("the notice", |row| row.starts_with("cancelling"));
+    interrupt(&mut terminal);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("ctrl-c twice", &screen);
+}
+
+#[test]
+fn many_steps_take_half_of_the_rows_and_a_narrow_terminal_no_more() {
+    let gate = tempfile::tempdir().unwrap();
+    let gate = gate.path().join("gate");
+    let command = format!("echo {}; until [ -e {} ]; do sleep 0.05; done", "x".repeat(200), gate.display());
+    let keys: Vec<String> = (10..40).map(|number| format!("step-{number}")).collect();
+    let steps: Vec<_> = keys.iter().map(|key| (key.as_str(), command.as_str(), None)).collect();
+    let project = Project::with_steps(&steps);
+    let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-j", "30"], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.resize(10, 120);
+    let is_full = |row: &str| row.starts_with("0/30 steps · … ") && row.contains("more running");
+    terminal.expect_row("the number of running steps", is_full);
+    let screen = terminal.expect_row("four steps", |row| row.contains("step-") && row.contains("xxx"));
+    let bars = screen.iter().filter(|row| row.contains("step-")).count();
+    assert!((1..=5).contains(&bars) && screen.iter().all(|row| row.chars().count() <= 120), "{screen:#?}");
+    terminal.resize(10, 40);
+    fs::write(&gate, "").unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    assert!(screen.last().unwrap().contains("30 steps · "), "{screen:#?}");
+}
+
+#[test]
+fn runs_and_their_logs() {
+    let project = Project::with_steps(&[("build", "echo built", None), ("test", "echo wrong >&2; exit 3", Some(0))]);
+    let run = |args: &[&str]| Ended::of(project.hm(&["run", "--runner", "process"]).args(args));
+    run(&[]).expect(1);
+    project.file(".hm/docs.json", &ir(&[("book", "echo written", None)]));
+    run(&["docs"]).expect(0);
+    play("runs", &project, 0);
+    play("logs of a run", &project, 0);
+}
