@@ -1,8 +1,8 @@
-//! Builds a static `hm-step` and makes it part of this crate (feature `embed`), so that an installed `hm` can run
-//! steps on other machines and in virtual machines, and nothing has to be built or found besides.
+//! Builds a static `hm-step` and makes it part of this crate (feature `embed`), so that an installed `hm` can
+//! run steps on other machines and in virtual machines, and nothing has to be built or found besides.
 //!
-//! `hm-step` is a program of this package. It is built by a second cargo, in a target directory of its own below
-//! `OUT_DIR`: cargo holds a lock on the directory that it builds in, and this script runs meanwhile.
+//! `hm-step` is a program of this package. It is built by a second cargo, in a target directory of its own
+//! below `OUT_DIR`: cargo holds a lock on the directory that it builds in, and this script runs meanwhile.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "cargo reads the former, and users read the latter")]
 
 #[path = "elf.rs"]
@@ -17,8 +17,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// The environment variable that says what to embed: the path of an executable, `build`, or `none`. If it is not
-/// set, builds with optimization build one. Others do not, because a developer's builds are many.
+/// The environment variable that says what to embed: the path of an executable, `build`, or `none`. If it is
+/// not set, builds with optimization build one. Others do not, because a developer's builds are many.
 const VARIABLE: &str = "HM_EMBED_STEP";
 
 /// The profile `step` of the workspace. A package from a registry has no profiles of its own.
@@ -256,8 +256,9 @@ fn cargo(package: &Path, root: &Path, arguments: &[&str]) -> Result<PathBuf, Fai
     Err(Failure::Resolve(first.to_owned()))
 }
 
-/// Returns the compiler's flags: static, and with the same bytes wherever it is built. Flags of the outer build
-/// may ask for this machine's processor, or for instrumentation, so only the choice of the linker is taken over.
+/// Returns the compiler's flags: static, and with the same bytes wherever it is built. Flags of the outer
+/// build may ask for this machine's processor, or for instrumentation, so only the choice of the linker is
+/// taken over.
 fn rustflags(root: &Path) -> OsString {
     let outer = env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
     let mut flags: Vec<OsString> = Vec::new();

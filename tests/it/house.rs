@@ -42,6 +42,7 @@ const ORDER: &[&str] = &[
     "outcome",
     "remote",
     "transfer",
+    "saved_cache",
     "cache",
     "runner",
     "plan",

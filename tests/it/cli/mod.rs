@@ -23,6 +23,7 @@ mod python;
 mod remote_cache;
 mod remote_run;
 mod rendering;
+mod saved_cache;
 mod shell;
 mod signals;
 mod trust;

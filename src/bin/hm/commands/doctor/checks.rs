@@ -68,11 +68,11 @@ fn hm_step() -> Finding {
     }
 }
 
-fn good(what: impl Into<String>) -> Finding {
+pub(super) fn good(what: impl Into<String>) -> Finding {
     Finding::Good(what.into())
 }
 
-fn lacking(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn lacking(what: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding::Lacking { what: what.into(), fix: fix.into() }
 }
 
