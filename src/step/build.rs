@@ -72,12 +72,15 @@ fn main() -> ExitCode {
     let (is_asked_for, embedded) = match wanted.as_deref().map(|wanted| (wanted, wanted.to_str())) {
         Some((_, Some("none"))) => (false, Embedded::Not("it was built with HM_EMBED_STEP=none".to_owned())),
         Some((_, Some("build"))) => (true, build()),
-        Some((path, _)) => (true, Embedded::File(path.into())),
+        Some((path, _)) => {
+            println!("cargo::rerun-if-changed={}", Path::new(path).display());
+            (true, Embedded::File(path.into()))
+        }
         None if env::var_os("DOCS_RS").is_some() => (false, Embedded::Not("it was built for its documentation".into())),
         None if env::var_os("PROFILE").is_some_and(|profile| profile == "release") => (false, build()),
         None => (false, Embedded::Not("it was built without optimization".to_owned())),
     };
-    let (code, why) = match embedded {
+    let (is_fatal, why) = match embedded {
         Embedded::File(path) => match embed(&path) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (is_asked_for, error),
@@ -85,7 +88,7 @@ fn main() -> ExitCode {
         Embedded::Failed(why) => (is_asked_for, why),
         Embedded::Not(why) => (false, why),
     };
-    if code {
+    if is_fatal {
         eprintln!("error: {VARIABLE}: {why}");
         return ExitCode::FAILURE;
     }
@@ -105,7 +108,6 @@ enum Embedded {
 
 /// Writes the source file that has the executable, if that is a static one.
 fn embed(path: &Path) -> Result<(), String> {
-    println!("cargo::rerun-if-changed={}", path.display());
     let failed = |error: io::Error| format!("failed to read {}: {error}", path.display());
     match File::open(path).and_then(elf::is_static).map_err(failed)? {
         Some(true) => {}
@@ -155,7 +157,9 @@ fn build() -> Embedded {
             Err(Failure::Resolve(why)) => failure = why,
         }
     }
-    println!("cargo::warning=hm gets no hm-step, which the runners cloud and vm need: {failure}");
+    println!(
+        "cargo::warning=hm gets no hm-step, which the runners cloud and vm need: {failure}. To try again, set {VARIABLE}=build"
+    );
     Embedded::Failed(format!("building it failed: {failure}"))
 }
 
