@@ -53,6 +53,9 @@ pub mod remote;
 #[cfg(feature = "cloud")]
 pub mod remote_cache;
 pub mod runner;
+#[cfg(feature = "sandbox")]
+#[doc(hidden)]
+pub mod saved_cache;
 #[doc(hidden)]
 pub mod schedule;
 #[cfg(feature = "service")]

@@ -36,7 +36,7 @@ pub(crate) mod stored;
 pub(crate) use docker_save::{ArchiveFile, SavedImage};
 pub use error::ImageError;
 pub use export::{ExportError, ExportTarget, export};
-pub(crate) use export::{layer_dirs, pack_layer_tar, thin_archive};
+pub(crate) use export::{layer_dirs, pack_layer_in, pack_layer_tar, thin_archive};
 pub use images::{BadVariable, ImageOptions, PullPolicy};
 pub(crate) use reference::check_image;
 

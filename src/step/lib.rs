@@ -13,6 +13,8 @@
 //! promises nothing to others.
 
 mod awake;
+mod built_in;
+mod elf;
 mod format;
 pub mod guest;
 pub mod jail;

@@ -53,10 +53,12 @@ pub use handle::StoreHandle;
 pub(crate) use index::{
     cache::CacheHit,
     images::{ImageRow, TagRow},
+    now_ms,
 };
 pub use open::Store;
 pub(crate) use paths::Paths;
 pub(crate) use staged_dir::{StagedDir, Touched};
+pub(crate) use steps::CachedStep;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
 // What runners and commands of this package do with a store.

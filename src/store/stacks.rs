@@ -55,6 +55,11 @@ impl Stacks {
         self.shared.index.read(|connection| index::images::tag(connection, reference))
     }
 
+    /// Returns the tag that was last resolved to an image, if there is one.
+    pub(crate) fn tag_of(&self, image: &ImageDigest) -> Result<Option<(String, TagRow)>, StoreError> {
+        self.shared.index.read(|connection| index::images::tag_of(connection, image))
+    }
+
     /// Remembers the image that a tag resolves to.
     pub(crate) fn remember_tag(&self, reference: &str, tag: &TagRow) -> Result<(), StoreError> {
         self.shared.index.write(|transaction| index::images::put_tag(transaction, reference, tag))

@@ -76,6 +76,20 @@ pub enum Cached {
     },
 }
 
+/// An entry of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CachedStep {
+    pub(crate) key: [u8; 32],
+    pub(crate) snapshot: SnapshotRef,
+    /// The run that made it, its pipeline, and the step's key there.
+    pub(crate) run: Uuid,
+    pub(crate) pipeline: String,
+    pub(crate) step: String,
+    /// When it was made, and last used, in milliseconds since the Unix epoch.
+    pub(crate) created_at: i64,
+    pub(crate) used_at: i64,
+}
+
 /// A cached step that garbage collection removed.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
@@ -171,6 +185,16 @@ impl Steps {
             return Ok(());
         }
         self.shared.index.write(|transaction| index::cache::touch(transaction, keys))
+    }
+
+    /// Records when a cached step was last used, as another store tells it.
+    pub(crate) fn set_used_at(&self, key: &[u8; 32], used_at: i64) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::cache::set_used_at(transaction, key, used_at))
+    }
+
+    /// Returns all entries, without a look at their layers.
+    pub(crate) fn all(&self) -> Result<Vec<CachedStep>, StoreError> {
+        self.shared.index.read(index::cache::all)
     }
 
     /// Returns the snapshot of a run's step, and whether the step passed.

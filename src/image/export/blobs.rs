@@ -64,6 +64,16 @@ pub fn pack_layer(store: &Store, layer: &Path, id_map: IdMap) -> Result<PackedLa
     pack_one(store, layer, id_map, &store.instance().tmp(), LayerCompression::Zstd)
 }
 
+/// Packs a layer as [`pack_layer`] does, into a temporary file in the directory `near`.
+pub(crate) fn pack_layer_in(
+    store: &Store,
+    layer: &Path,
+    id_map: IdMap,
+    near: &Path,
+) -> Result<PackedLayer, ExportError> {
+    pack_one(store, layer, id_map, near, LayerCompression::Zstd)
+}
+
 /// Packs a layer as [`pack_layer`] does, without compression.
 pub(crate) fn pack_layer_tar(store: &Store, layer: &Path, id_map: IdMap) -> Result<PackedLayer, ExportError> {
     pack_one(store, layer, id_map, &store.instance().tmp(), LayerCompression::Plain)
@@ -182,6 +192,11 @@ impl PackedLayer {
     #[must_use]
     pub fn path(&self) -> &Path {
         self.file.path()
+    }
+
+    /// Moves the file to another path of its filesystem, and replaces what is there.
+    pub(crate) fn persist(self, to: &Path) -> io::Result<()> {
+        self.file.persist(to).map(drop).map_err(|error| error.error)
     }
 
     /// Opens the file at its beginning.

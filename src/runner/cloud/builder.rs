@@ -88,8 +88,8 @@ impl CloudBuilder {
         self
     }
 
-    /// Sends this `hm-step`, instead of the one that `HM_STEP` names or that is in the directory of this
-    /// program.
+    /// Sends this `hm-step`, instead of the one found by default: see
+    /// [`step::locate`](crate::step::locate).
     #[must_use]
     pub fn step_program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = Some(program.into());

@@ -188,10 +188,8 @@ impl CloudRunner {
                 Err(error) => return unusable(error.to_string(), SET_ENDPOINT),
             };
             let program = match self.program.locate() {
-                Ok(program) => program.path,
-                Err(error) => {
-                    return unusable(error.to_string(), "build one with `just hm-step`, and set HM_STEP to its path");
-                }
+                Ok(program) => program,
+                Err(error) => return unusable(error.to_string(), "`hm doctor` tells which hm-step there is"),
             };
             match engine.check().await {
                 Err(error) => unusable(
@@ -213,7 +211,7 @@ impl CloudRunner {
                     format!("{} supports neither SHA-256 nor BLAKE3", engine.place()),
                     "enable one of them in the engine",
                 ),
-                Ok(_) => Probe::Usable { note: Some(format!("{}, {}", engine.place(), program.display())) },
+                Ok(_) => Probe::Usable { note: Some(format!("{}, {program}", engine.place())) },
             }
         }
         .boxed()

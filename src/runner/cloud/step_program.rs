@@ -27,12 +27,13 @@ impl StepProgram {
     /// Returns the program as a blob. The file is read only once: an engine has one digest function.
     pub(super) async fn blob(&self, function: DigestFunction) -> Result<Blob, RunnerError> {
         let blob = self.blob.get_or_try_init(async || {
-            let path = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?.path;
+            let program = self.locate().map_err(|error| RunnerError::unsupported(error.to_string()))?;
             blocking::run("read hm-step", move || {
-                let digest = function.of_file(&path);
-                let digest = digest
-                    .map_err(|error| RunnerError::unsupported(format!("failed to read {}: {error}", path.display())))?;
-                Ok(Blob::of_file(digest, path))
+                let failed = |error| RunnerError::unsupported(format!("failed to read {program}: {error}"));
+                match program.path() {
+                    Some(path) => Ok(Blob::of_file(function.of_file(path).map_err(failed)?, path)),
+                    None => Ok(Blob::named_by(function, &*program.bytes().map_err(failed)?)),
+                }
             })
             .await
         });

@@ -4,7 +4,11 @@ use std::{io, path::PathBuf, time::Duration};
 
 use tokio::task::JoinError;
 
-use crate::{blocking::BlockingError, runner::RunnerError, step::NoStepProgram};
+use crate::{
+    blocking::BlockingError,
+    runner::RunnerError,
+    step::{NoStepProgram, StepProgram},
+};
 
 /// What the host lacks to run virtual machines. A retry would fail in the same way.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +25,8 @@ pub(super) enum Missing {
     Modules { kernel: PathBuf, modules: PathBuf, source: io::Error },
     #[error(transparent)]
     Guest(#[from] NoStepProgram),
-    #[error("{} is dynamically linked, but a machine has no libraries: build a static one with `just hm-step`", path.display())]
-    NotStatic { path: PathBuf },
+    #[error("{guest} is dynamically linked, but a machine has no libraries: name a static one")]
+    NotStatic { guest: StepProgram },
 }
 
 pub(super) const KERNEL_HINT: &str = "install one, such as Debian's `linux-image-cloud-amd64`";

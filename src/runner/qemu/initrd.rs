@@ -21,7 +21,7 @@ pub(super) fn write(programs: &Programs, out: impl Write) -> io::Result<()> {
     // A program that starts without streams opens the console first.
     archive.entry("dev/console", DEVICE, (5, 1), &[])?;
     archive.entry("dev/null", DEVICE, (1, 3), &[])?;
-    archive.entry("init", PROGRAM, (0, 0), &fs::read(&programs.guest)?)?;
+    archive.entry("init", PROGRAM, (0, 0), &programs.guest.bytes()?)?;
     archive.entry(guest::MODULES, DIR, (0, 0), &[])?;
     for (index, path) in programs.kernel.modules.iter().enumerate() {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("module.ko");

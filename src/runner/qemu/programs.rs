@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use super::{error::Missing, kernel::Kernel};
-use crate::{programs::find as on_path, step};
+use crate::{
+    programs::find as on_path,
+    step::{self, StepProgram},
+};
 
 /// The directories that distributions use for `virtiofsd`, which users do not call themselves.
 const VIRTIOFSD_PLACES: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"];
@@ -25,7 +28,7 @@ pub(super) struct Programs {
     pub(super) virtiofsd: PathBuf,
     pub(super) kernel: Kernel,
     /// A static `hm-step`.
-    pub(super) guest: PathBuf,
+    pub(super) guest: StepProgram,
 }
 
 impl Programs {
@@ -47,9 +50,9 @@ impl Programs {
         })?;
         let kernel = Kernel::find(places.kernel.as_deref(), places.modules.as_deref())?;
         let guest = step::locate(places.guest.as_deref())?;
-        if !guest.is_static {
-            return Err(Missing::NotStatic { path: guest.path });
+        if !guest.is_static() {
+            return Err(Missing::NotStatic { guest });
         }
-        Ok(Self { qemu, virtiofsd, kernel, guest: guest.path })
+        Ok(Self { qemu, virtiofsd, kernel, guest })
     }
 }

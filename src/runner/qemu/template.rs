@@ -234,7 +234,7 @@ pub(super) async fn attend<T>(
 /// Returns the name of a template, a hash of everything that it depends on.
 fn key(store: &Store, programs: &Programs, size: MachineSize, accelerator: Accelerator) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(&programs.guest)?)?;
+    hasher.update(&programs.guest.bytes()?);
     let files = [&programs.qemu, &programs.kernel.image];
     let described = files.into_iter().chain(&programs.kernel.modules).map(|path| {
         let metadata = fs::metadata(path)?;

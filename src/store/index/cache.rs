@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{now_ms, snapshots};
 use crate::{
     model::SnapshotRef,
-    store::{Evicted, snapshots::reference},
+    store::{CachedStep, Evicted, snapshots::reference},
 };
 
 /// The snapshot of a cache key, and its origin.
@@ -86,6 +86,33 @@ pub(in crate::store) fn touch(transaction: &Transaction<'_>, keys: &[[u8; 32]]) 
     let now = now_ms();
     let mut update = transaction.prepare_cached("UPDATE cache SET used_at = ? WHERE key = ?")?;
     keys.iter().try_for_each(|key| update.execute(params![now, key]).map(drop))
+}
+
+/// Records when a key was last used.
+pub(in crate::store) fn set_used_at(
+    transaction: &Transaction<'_>,
+    key: &[u8; 32],
+    used_at: i64,
+) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE cache SET used_at = ? WHERE key = ?")?.execute(params![used_at, key]).map(drop)
+}
+
+/// Returns all entries.
+pub(in crate::store) fn all(connection: &Connection) -> rusqlite::Result<Vec<CachedStep>> {
+    let mut select =
+        connection.prepare_cached("SELECT key, snapshot, run, pipeline, step, created_at, used_at FROM cache")?;
+    let read = |row: &rusqlite::Row<'_>| {
+        Ok(CachedStep {
+            key: row.get(0)?,
+            snapshot: reference(row.get_ref(1)?.as_str()?),
+            run: row.get_ref(2)?.as_str()?.parse().unwrap_or_default(),
+            pipeline: row.get(3)?,
+            step: row.get(4)?,
+            created_at: row.get(5)?,
+            used_at: row.get(6)?,
+        })
+    };
+    select.query_map([], read)?.collect()
 }
 
 /// Forgets a key.

@@ -105,6 +105,22 @@ pub(in crate::store) fn put_tag(transaction: &Transaction<'_>, reference: &str, 
     insert.execute(params![reference, manifest.to_string(), image.to_string(), fetched_at]).map(drop)
 }
 
+/// Returns the tag that was last resolved to an image, if there is one.
+pub(in crate::store) fn tag_of(
+    connection: &Connection,
+    image: &ImageDigest,
+) -> rusqlite::Result<Option<(String, TagRow)>> {
+    use super::snapshots::from_text;
+    let mut select = connection.prepare_cached(
+        "SELECT reference, manifest, fetched_at FROM tags WHERE digest = ? ORDER BY fetched_at DESC, reference LIMIT 1",
+    )?;
+    let read = |row: &rusqlite::Row<'_>| {
+        let manifest = from_text(1, row.get(1)?)?;
+        Ok((row.get(0)?, TagRow { manifest, image: *image, fetched_at: row.get(2)? }))
+    };
+    select.query_row([image.to_string()], read).optional()
+}
+
 /// Returns the last known target of a tag.
 pub(in crate::store) fn tag(connection: &Connection, reference: &str) -> rusqlite::Result<Option<TagRow>> {
     use super::snapshots::from_text;

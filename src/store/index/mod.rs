@@ -176,7 +176,7 @@ pub(super) fn note_reaped(transaction: &Transaction<'_>, reaped: &[(&str, usize)
 }
 
 /// Returns the current time as it is stored in rows. It is 0 if the clock is before the Unix epoch.
-pub(super) fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

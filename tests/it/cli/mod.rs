@@ -30,6 +30,7 @@ mod remote_run;
 mod rendering;
 mod report;
 mod runs;
+mod saved_cache;
 mod shell;
 mod signals;
 mod trust;

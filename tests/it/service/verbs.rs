@@ -71,6 +71,31 @@ fn failures_have_the_exit_codes_of_the_service() {
 }
 
 #[test]
+fn the_doctor_asks_the_service_if_it_is_set_up() {
+    let here = Checkout::new();
+    let service = |hm: &mut std::process::Command| {
+        let ended = Ended::of(hm);
+        assert!(!ended.stdout.contains(TOKEN) && !ended.stderr.contains(TOKEN), "{ended:?}");
+        let line = ended.stdout.lines().find(|line| line.contains("hosted service")).map(str::to_owned);
+        (line.unwrap_or_default(), ended.code)
+    };
+    let (line, code) = service(&mut here.hm(&["doctor"]));
+    assert!(line.starts_with("ok") && line.contains("logged in as Ann <ann@example.com>"), "{line}");
+    // Nothing that is wrong there keeps a run from working here.
+    for (variable, value, text) in [
+        ("HM_API_TOKEN", "wrong-token", "does not accept the token"),
+        ("HM_API_URL", "http://127.0.0.1:1", "failed to ask http://127.0.0.1:1"),
+        ("HM_API_TOKEN", "", "not logged in"),
+    ] {
+        let (line, other_code) = service(here.hm(&["doctor"]).env(variable, value));
+        assert!(line.starts_with("warn") && line.contains(text), "{line}");
+        assert_eq!(other_code, code);
+    }
+    let (line, _) = service(here.hm(&["doctor"]).env_remove("HM_API_TOKEN").env_remove("HM_ORG"));
+    assert_eq!(line, "");
+}
+
+#[test]
 fn the_organization_and_the_pipeline_are_remembered() {
     let here = Checkout::new();
     here.project.file(".hm/config.toml", "[cloud]\npipeline = 'acme-app-ci'\n");
@@ -89,6 +114,8 @@ fn a_code_or_a_browser_logs_in_and_logging_out_forgets_the_token() {
         hm.args(args).env_remove("HM_API_TOKEN").env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
         hm
     };
+    let ended = Ended::of(anonymous(&["login", "--paste"]).env("HM_LOGIN_CODE", "")).expect(2);
+    assert!(ended.stderr.contains("no terminal to ask for the code"), "{}", ended.stderr);
     let wrong = Ended::of(anonymous(&["login", "--paste"]).env("HM_LOGIN_CODE", "BAD")).expect(3);
     assert!(wrong.stderr.contains("cli_code_invalid"), "{}", wrong.stderr);
     let ended = Ended::of(anonymous(&["login", "--paste"]).env("HM_LOGIN_CODE", "GOOD-CODE")).expect(0);

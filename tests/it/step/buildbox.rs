@@ -25,9 +25,9 @@ fn run(action: &Action, id: &str) -> Ended {
 /// Returns whether bubblewrap and a static `hm-step` are available.
 fn is_possible() -> bool {
     let bwrap = Path::new(BWRAP).exists();
-    let is_static = locate(Some(&program())).is_ok_and(|program| program.is_static);
+    let is_static = locate(Some(&program())).is_ok_and(|program| program.is_static());
     usable("bubblewrap", bwrap, "install bubblewrap")
-        && usable("a static hm-step", is_static, "build one by `just hm-step`, and name it by HM_STEP")
+        && usable("a static hm-step", is_static, "`just hm-step` builds one; HM_STEP names it")
 }
 
 #[test]

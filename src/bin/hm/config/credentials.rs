@@ -80,19 +80,13 @@ pub(super) fn urls() -> Outcome<Vec<(String, FilePlace)>> {
 }
 
 fn store_in(files: &[PathBuf], url: &str, token: &Token) -> Outcome<PathBuf> {
-    // The file that has a token for this URL, else the first that exists, else a new one.
-    let mut chosen = None;
-    for path in files {
-        let Some(text) = read(path)? else { continue };
-        let has_url = entries_of(path, &text)?.iter().any(|entry| comparable(&entry.url) == comparable(url));
-        if has_url || chosen.is_none() {
-            chosen = Some(path);
-        }
-        if has_url {
-            break;
-        }
-    }
-    let path = chosen.or_else(|| files.first()).ok_or_else(|| {
+    // The file whose token would be used, else the first that exists, else a new one.
+    let used = stored_in(files, url)?.and_then(|found| match found.source {
+        ValueSource::File(place) => files.iter().find(|path| ***path == *place.path),
+        _ => None,
+    });
+    let existing = || files.iter().find(|path| path.exists());
+    let path = used.or_else(existing).or_else(|| files.first()).ok_or_else(|| {
         Failure::input("no directory to store a token in: neither XDG_CONFIG_HOME nor HOME is set")
             .hint("set one of them, or set HM_API_TOKEN instead of storing a token")
     })?;
@@ -293,6 +287,21 @@ mod tests {
         let found = stored_in(&files, A).unwrap().unwrap();
         assert!(found.source.to_string().ends_with("home/credentials.toml:2"), "{}", found.source);
         assert!(!format!("{found:?}").contains("new\""), "{found:?}");
+    }
+
+    #[test]
+    fn a_token_is_stored_where_it_is_looked_up() {
+        let top = tempfile::tempdir().unwrap();
+        let files = files(top.path());
+        // The exact spelling is in the second file.
+        write(&files[0], "[entries.harmont-cloud]\n'https://a.example/' = 'first'\n");
+        write(&files[1], "[entries.harmont-cloud]\n'https://a.example' = 'second'\n");
+        for url in [A, "https://a.example/", "HTTPS://A.example"] {
+            let before = stored_in(&files, url).unwrap().unwrap();
+            let stored = store_in(&files, url, &Token::new(format!("new for {url}"))).unwrap();
+            assert_eq!(token(&files, url), Some(format!("new for {url}")));
+            assert!(before.source.to_string().starts_with(stored.to_str().unwrap()), "{}", before.source);
+        }
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub(super) fn whoami(args: &WhoamiArgs) -> Outcome<ExitCode> {
 }
 
 /// Returns `NAME <EMAIL>`.
-fn described(user: &api::CurrentUserResponse) -> String {
+pub(in crate::commands) fn described(user: &api::CurrentUserResponse) -> String {
     let email = text::clean(&user.email);
     match &user.name {
         Some(name) => format!("{} <{email}>", text::clean(name)),
@@ -132,7 +132,10 @@ fn failure(config: &CloudConfig, error: ServiceError) -> Failure {
 
 /// Asks for the code that the service's page shows.
 fn read_code(config: &CloudConfig) -> Outcome<String> {
-    if let Ok(code) = std::env::var("HM_LOGIN_CODE") {
+    // As everywhere, an empty variable counts as unset.
+    if let Ok(code) = std::env::var("HM_LOGIN_CODE")
+        && !code.trim().is_empty()
+    {
         return Ok(code.trim().to_owned());
     }
     let failed = |error: io::Error| Failure::infrastructure("failed to prompt on the terminal").because(error);

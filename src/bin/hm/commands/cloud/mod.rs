@@ -10,6 +10,7 @@ mod run;
 
 use std::{future::Future, process::ExitCode};
 
+pub(super) use auth::described;
 use hm_exec::service::{BuildPlace, Service, ServiceError};
 
 use super::AnswerFormat;
@@ -151,7 +152,7 @@ impl Session {
 }
 
 /// Returns the settings of this directory.
-fn config() -> Outcome<CloudConfig> {
+pub(super) fn config() -> Outcome<CloudConfig> {
     let source = Source::locate(None)?;
     let project = source.hm_dir.is_some().then(|| source.project()).transpose()?;
     CloudConfig::of_verbs(project.as_ref())

@@ -60,22 +60,19 @@ pub(super) fn all() -> Vec<Check> {
 
 /// Checks the program that runs steps on other machines.
 fn hm_step() -> Finding {
-    let needed_for =
-        "steps on remote engines need a static one: run `just hm-step`, then put it next to hm or set HM_STEP";
+    let needed_for = "the runners cloud and vm need a static one: install hm with --release, or set HM_STEP";
     match hm_exec::step::locate(None) {
-        Ok(program) if program.is_static => good(format!("{}: static", program.path.display())),
-        Ok(program) => {
-            lacking(format!("{}: not static, needs this machine's libraries", program.path.display()), needed_for)
-        }
+        Ok(program) if program.is_static() => good(format!("{program}, static")),
+        Ok(program) => lacking(format!("{program} is not static, it needs this machine's libraries"), needed_for),
         Err(error) => lacking(format!("{:#}", anyhow::Error::new(error)), needed_for),
     }
 }
 
-fn good(what: impl Into<String>) -> Finding {
+pub(super) fn good(what: impl Into<String>) -> Finding {
     Finding::Good(what.into())
 }
 
-fn lacking(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn lacking(what: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding::Lacking { what: what.into(), fix: fix.into() }
 }
 

@@ -1,6 +1,7 @@
 //! `hm doctor`.
 
 mod checks;
+mod hosted;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Probe::Unusable { reason, hint, .. } => Finding::Bad { what: reason, fix: hint },
         },
     }));
+    checks.extend(hosted::check().map(|finding| Check { name: "hosted service".into(), finding }));
     let works = !checks.iter().any(|check| matches!(check.finding, Finding::Bad { .. }));
     match args.format {
         AnswerFormat::Text => print(&as_text(&checks))?,

@@ -95,7 +95,7 @@ Environment variables:
   HM_TRUST       1: allow what the project requests beyond the sandbox, like --trust; see `hm trust --help`
   HM_API_TOKEN, HM_API_URL, HM_APP_URL, HM_ORG
                  token, addresses and organization for `--backend cloud`; see `hm cloud --help`
-  HM_STEP        hm-step binary for remote steps (default: the one next to hm)
+  HM_STEP        hm-step binary for remote steps (default: the one in hm)
   HM_LOG         level of hm's own log on stderr, such as debug (default: warn)
   GITHUB_ACTIONS, GITLAB_CI
                  true: the default of --format is `github` or `gitlab`
