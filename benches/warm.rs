@@ -1,6 +1,7 @@
 //! The cost of a run whose every step is found in the cache: `hm run -f IR.json` on the sandbox and the host
 //! image, as a process, compared with the run that filled the cache. `hm --version` shows how much of it is
-//! the start of a process.
+//! the start of a process. The other rows compare it with `ninja` and `tup`, which have the same commands and
+//! nothing to do, and with `turbo`, whose tasks are all cached (`HM_TURBO` may name it).
 //!
 //! `cargo bench --bench warm [-- RUNS]`
 //!
@@ -8,6 +9,8 @@
 //! needed it would fail.
 
 mod common;
+#[path = "warm/peers.rs"]
+mod peers;
 
 use std::{
     fmt::Write as _,
@@ -20,7 +23,7 @@ use std::{
 use common::{Effort, Figure, Table, median, spread};
 
 /// The length of a chain of steps.
-const CHAIN: usize = 8;
+pub(crate) const CHAIN: usize = 8;
 
 /// Returns the IR of cached steps in chains, each of which writes a file.
 fn ir_json(steps: usize) -> String {
@@ -59,13 +62,14 @@ fn main() {
     let effort = Effort::asked();
     let asked = std::env::args().skip(1).find_map(|argument| argument.parse().ok());
     let runs = asked.unwrap_or_else(|| effort.pick(20_usize, 2)).max(1);
-    let top = tempfile::tempdir().expect("a temporary directory");
+    // tup looks into no directory whose name begins with a dot.
+    let top = tempfile::Builder::new().prefix("warm").tempdir().expect("a temporary directory");
     fs::create_dir(top.path().join("source")).expect("a directory");
     fs::write(top.path().join("source/file"), "text").expect("a file");
     let table = Table::new("warm");
     let mut starts: Vec<Duration> = (0..runs).map(|_| time(hm(top.path()).arg("--version"))).collect();
     let start = median(&mut starts);
-    for steps in effort.pick([8, 1000], [8, 16]) {
+    for steps in effort.pick([8, 10, 1000], [8, 9, 16]) {
         let store = top.path().join(format!("store-{steps}"));
         let ir = top.path().join(format!("{steps}.json"));
         fs::write(&ir, ir_json(steps)).expect("a file");
@@ -75,15 +79,27 @@ fn main() {
             run
         };
         let cold = time(&mut run());
-        let warm = |_| time(run().env("HM_SANDBOX_HELPER", "/nonexistent/helper"));
-        let mut warm: Vec<Duration> = (0..runs).map(warm).collect();
-        let besides = format!("`hm --version`: {}; {}", Figure::ms(start), spread(&mut warm));
+        let peers = match steps {
+            8 => vec![],
+            9 | 10 => vec![peers::turbo(top.path(), steps)],
+            _ => vec![peers::ninja(top.path(), steps), peers::tup(top.path(), steps)],
+        };
+        let (mut warm, mut theirs) = (vec![], vec![vec![]; peers.len()]);
+        for _ in 0..runs {
+            warm.push(time(run().env("HM_SANDBOX_HELPER", "/nonexistent/helper")));
+            for (peer, times) in peers.iter().zip(&mut theirs) {
+                times.extend(peer.command().map(|mut command| time(&mut command)));
+            }
+        }
         let what = format!("run of {steps} steps, all cached");
-        table.against(
-            what,
-            &Figure::ms(median(&mut warm)),
-            &Figure::ms(cold).of("the run that filled the cache"),
-            besides,
-        );
+        let ours = Figure::ms(median(&mut warm));
+        let besides = format!("`hm --version`: {}; {}", Figure::ms(start), spread(&mut warm));
+        table.against(&what, &ours, &Figure::ms(cold).of("the run that filled the cache"), besides);
+        for (peer, times) in peers.iter().zip(&mut theirs) {
+            match times.is_empty() {
+                true => table.alone(&what, &ours, format!("{}: not installed, or fails here", peer.name), ""),
+                false => table.against(&what, &ours, &Figure::ms(median(times)).of(peer.name), spread(times)),
+            }
+        }
     }
 }

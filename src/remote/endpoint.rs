@@ -20,6 +20,7 @@ use super::{
     },
     retry::retried,
 };
+use crate::sync::Mutex;
 
 /// The maximum message size: the default limit of every gRPC library.
 pub(super) const MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -33,6 +34,10 @@ const PING_EVERY: Duration = Duration::from_secs(310);
 /// How many bytes the engine may send before we have read them.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How many calls that last as long as a step share a connection. Engines, and proxies before them, limit the
+/// calls on one connection, some to a hundred. What is over the limit waits, and short calls would wait for
+/// the end of steps.
+const LONG_CALLS: usize = 48;
 /// Values shorter than this are not masked as secrets: masking them would garble every text.
 const MIN_SECRET: usize = 4;
 
@@ -51,7 +56,20 @@ struct Shared {
     headers: Headers,
     retry: Retry,
     channel: OnceCell<Channel>,
+    /// The connections of long calls, the first of which is that of all other calls, too.
+    long_calls: Mutex<Vec<(Channel, Seat)>>,
     limits: OnceCell<Arc<RemoteLimits>>,
+}
+
+/// The place of a long call on its connection, until it is dropped.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seat(Arc<()>);
+
+impl Seat {
+    /// Returns the number of calls that have one. The endpoint has one, too.
+    fn taken(&self) -> usize {
+        Arc::strong_count(&self.0) - 1
+    }
 }
 
 /// Adds headers to calls.
@@ -104,8 +122,8 @@ impl Endpoint {
                 .tls_config(tls_of(&options))
                 .map_err(|error| OptionsError::Certificates { reason: format!("{:#}", anyhow::Error::new(error)) })?;
         }
-        let (channel, limits) = (OnceCell::new(), OnceCell::new());
-        Ok(Self(Arc::new(Shared { options, place, connect, headers, retry, channel, limits })))
+        let (channel, long_calls, limits) = (OnceCell::new(), Mutex::default(), OnceCell::new());
+        Ok(Self(Arc::new(Shared { options, place, connect, headers, retry, channel, long_calls, limits })))
     }
 
     /// Returns the same engine with a connection of its own. A connection lives no longer than the runtime in
@@ -119,6 +137,7 @@ impl Endpoint {
             headers: headers.clone(),
             retry: *retry,
             channel: OnceCell::new(),
+            long_calls: Mutex::default(),
             limits: OnceCell::new(),
         }))
     }
@@ -179,6 +198,24 @@ impl Endpoint {
         InterceptedService::new(channel.clone(), self.0.headers.clone())
     }
 
+    /// Returns a connection for a call that lasts as long as a step, and the call's place on it.
+    pub(super) async fn long_call(&self) -> (Service, Seat) {
+        let first = self.0.channel.get_or_init(async || self.0.connect.connect_lazy()).await;
+        let mut connections = self.0.long_calls.lock();
+        if connections.is_empty() {
+            connections.push((first.clone(), Seat::default()));
+        }
+        let (channel, seat) = match connections.iter().find(|(_, seat)| seat.taken() < LONG_CALLS) {
+            Some(connection) => connection.clone(),
+            None => {
+                let connection = (self.0.connect.connect_lazy(), Seat::default());
+                connections.push(connection.clone());
+                connection
+            }
+        };
+        (InterceptedService::new(channel, self.0.headers.clone()), seat)
+    }
+
     pub(super) async fn cas_client(&self) -> ContentAddressableStorageClient<Service> {
         // The answer for a whole batch is slightly larger than the batch.
         ContentAddressableStorageClient::new(self.service().await)
@@ -186,7 +223,7 @@ impl Endpoint {
     }
 
     pub(crate) async fn byte_stream_client(&self) -> ByteStreamClient<Service> {
-        ByteStreamClient::new(self.service().await).max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
+        byte_stream_client(self.service().await)
     }
 
     pub(super) async fn action_cache_client(&self) -> ActionCacheClient<Service> {
@@ -245,6 +282,10 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Endpoint").field(&self.0.options).finish()
     }
+}
+
+pub(super) fn byte_stream_client(service: Service) -> ByteStreamClient<Service> {
+    ByteStreamClient::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES + (1 << 20))
 }
 
 fn tls_of(options: &EndpointOptions) -> ClientTlsConfig {

@@ -9,8 +9,11 @@ use prost::Message;
 use tonic::{Request, Streaming};
 
 use super::{
-    Digest, Endpoint, RemoteError, RemoteErrorKind, endpoint::MAX_MESSAGE_BYTES, reapi,
-    reapi::execution_client::ExecutionClient, retry::retried,
+    Digest, Endpoint, RemoteError, RemoteErrorKind,
+    endpoint::{MAX_MESSAGE_BYTES, Seat},
+    reapi,
+    reapi::execution_client::ExecutionClient,
+    retry::retried,
 };
 
 /// The maximum number of restarts: an engine that forgets an Action so often will not run it.
@@ -129,7 +132,7 @@ struct Running {
     endpoint: Endpoint,
     request: reapi::ExecuteRequest,
     operation: Option<String>,
-    answer: Option<Streaming<Operation>>,
+    answer: Option<(Streaming<Operation>, Seat)>,
     failures: u32,
     restarts: u32,
 }
@@ -165,17 +168,17 @@ impl Running {
         let endpoint = self.endpoint.clone();
         let failed = |status: tonic::Status| endpoint.error(&status);
         let answer = match &mut self.answer {
-            Some(answer) => answer,
+            Some((answer, _)) => answer,
             None => {
-                let mut client = ExecutionClient::new(self.endpoint.service().await)
-                    .max_decoding_message_size(2 * MAX_MESSAGE_BYTES);
+                let (service, seat) = self.endpoint.long_call().await;
+                let mut client = ExecutionClient::new(service).max_decoding_message_size(2 * MAX_MESSAGE_BYTES);
                 let answer = match &self.operation {
                     Some(name) => {
                         client.wait_execution(Request::new(reapi::WaitExecutionRequest { name: name.clone() })).await
                     }
                     None => client.execute(Request::new(self.request.clone())).await,
                 };
-                self.answer.insert(answer.map_err(failed)?.into_inner())
+                &mut self.answer.insert((answer.map_err(failed)?.into_inner(), seat)).0
             }
         };
         let Some(operation) = answer.message().await.map_err(failed)? else {

@@ -4,7 +4,10 @@ use bazel_remote_apis::google::bytestream::ReadRequest;
 use futures_util::{Stream, stream};
 use tonic::{Request, Streaming};
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    endpoint::{Seat, byte_stream_client},
+};
 
 /// Reads a log stream that an engine named, piece by piece, until it ends. A permanent error ends it, too:
 /// the output that was not read comes with the Action's result.
@@ -17,7 +20,7 @@ struct Reading {
     endpoint: Endpoint,
     name: String,
     offset: i64,
-    answer: Option<Streaming<bazel_remote_apis::google::bytestream::ReadResponse>>,
+    answer: Option<(Streaming<bazel_remote_apis::google::bytestream::ReadResponse>, Seat)>,
     failures: u32,
 }
 
@@ -51,11 +54,12 @@ impl Reading {
 
     async fn try_next(&mut self) -> Result<Option<Vec<u8>>, tonic::Status> {
         let answer = match &mut self.answer {
-            Some(answer) => answer,
+            Some((answer, _)) => answer,
             None => {
                 let request = ReadRequest { resource_name: self.name.clone(), read_offset: self.offset, read_limit: 0 };
-                let mut client = self.endpoint.byte_stream_client().await;
-                self.answer.insert(client.read(Request::new(request)).await?.into_inner())
+                let (service, seat) = self.endpoint.long_call().await;
+                let mut client = byte_stream_client(service);
+                &mut self.answer.insert((client.read(Request::new(request)).await?.into_inner(), seat)).0
             }
         };
         Ok(answer.message().await?.map(|piece| piece.data))

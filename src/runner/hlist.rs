@@ -1,12 +1,12 @@
 //! The recursion over a derived set's runners, for everything off the hot path.
 //!
 //! The input is the list that the derive makes of a struct's fields: of references to visit a runner, of the
-//! runners themselves to take them. This is the only file that names frunk's `HCons`. The hot path is not
+//! runners themselves to take them. This is the only file that names `HCons` of frunk. The hot path is not
 //! here but in the `match` that the derive emits.
 
 use std::sync::Arc;
 
-use frunk::hlist::{HCons, HNil};
+use frunk_core::hlist::{HCons, HNil};
 
 use super::{DynStepRunner, RunnerIndex, RunnerRegistry, RunnerSet, StepRunner, dynamic::Named};
 

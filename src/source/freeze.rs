@@ -123,17 +123,26 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
         last => last,
     };
     let (manifest, stamps) = reader.read_unknown(&known)?;
-    let id = manifest.id();
-    let weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
-    let (frozen, weight) = match state.find(store, &id, reader.times)? {
-        Some(frozen) => (frozen, if cache.is_some_and(|cache| cache.last == id) { weight } else { Weight::default() }),
-        None => {
-            let last = last.and_then(|last| LastSource::read(store, last, weight));
-            add_source(store, reader, &id, &manifest, last.as_ref())?
+    drop(tree);
+    let (id, weight) = (manifest.id(), Weight::default());
+    let new = StatCache { last: id, started, times: reader.times, manifest, stamps, weight };
+    let find_or_add = || -> Result<(FrozenSource, Weight), StoreError> {
+        let known_weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
+        if let Some(frozen) = state.find(store, &new.last, reader.times)? {
+            let is_last = cache.as_ref().is_some_and(|cache| cache.last == new.last);
+            return Ok((frozen, if is_last { known_weight } else { Weight::default() }));
         }
+        let last = last.zip(cache.as_ref());
+        let last = last.map(|(frozen, cache)| LastSource { frozen, manifest: &cache.manifest, weight: known_weight });
+        add_source(store, reader, &new, last.as_ref())
     };
-    let cache = StatCache { last: id, weight, started, times: reader.times, manifest, stamps };
-    if let Err(error) = cache.save(store, &cache_path) {
+    // Encoding takes about as long as adding a small change.
+    let (added, encoded) = thread::scope(|scope| {
+        let encoded = scope.spawn(in_same_log(|| new.encode()));
+        (find_or_add(), encoded.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let (frozen, weight) = added?;
+    if let Err(error) = encoded.save(weight, store, &cache_path) {
         tracing::warn!(%error, "failed to write the stat cache; the next run must read all files again");
     }
     Ok(frozen)
@@ -143,10 +152,10 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
 fn add_source(
     store: &Store,
     reader: &SourceReader<'_>,
-    id: &SourceId,
-    new: &Manifest,
-    last: Option<&LastSource>,
+    new: &StatCache,
+    last: Option<&LastSource<'_>>,
 ) -> Result<(FrozenSource, Weight), StoreError> {
+    let (id, new) = (&new.last, &new.manifest);
     let writer = LayerWriter { reader, new, stored: None };
     let encoded = new.encode();
     let record = |layers: &[LayerId]| FrozenSource::record(store, (id, reader.times), &encoded, layers);
@@ -166,7 +175,7 @@ fn add_source(
         Some(last) if is_intact(&last.frozen)? => Some(last),
         _ => None,
     };
-    let writer = LayerWriter { stored: last.map(|last| (&last.frozen, &last.manifest)), ..writer };
+    let writer = LayerWriter { stored: last.map(|last| (&last.frozen, last.manifest)), ..writer };
     if is_heavy
         && let Some(base) = last.and_then(|last| last.frozen.layers.last())
         && let Ok(manifest) = Manifest::read(&base_manifest(store, base))
@@ -222,22 +231,9 @@ fn base_manifest(store: &Store, base: &LayerId) -> PathBuf {
 }
 
 /// The source that a directory was last frozen as.
-struct LastSource {
+struct LastSource<'a> {
     frozen: FrozenSource,
-    manifest: Manifest,
+    manifest: &'a Manifest,
     /// The weight of the deltas in its stack.
     weight: Weight,
-}
-
-impl LastSource {
-    /// Reads the manifest of the source. Returns `None` if that is not possible.
-    fn read(store: &Store, frozen: FrozenSource, weight: Weight) -> Option<Self> {
-        match Manifest::of(store, &frozen.id) {
-            Ok(manifest) => Some(Self { frozen, manifest, weight }),
-            Err(error) => {
-                tracing::warn!(%error, "copying the whole source");
-                None
-            }
-        }
-    }
 }

@@ -17,6 +17,7 @@ use std::{cmp::Ordering, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path};
 use crate::store::{SourceId, StoreError, error::IoContext};
 
 const HEADER: &[u8] = b"hm-exec manifest 2\n";
+const CHECKSUM_BYTES: usize = 4;
 
 /// The prefix that is hashed into the ids of sources. Changing it gives every source another id.
 const ID_DOMAIN: &[u8] = b"hm-exec source 1\n";
@@ -221,9 +222,9 @@ impl Manifest {
 
     /// Encodes the whole file.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
-        self.encode_body(&mut body);
-        seal(HEADER, &body)
+        let mut file = UnsealedFile::new(HEADER);
+        self.encode_body(&mut file.bytes);
+        file.seal()
     }
 
     pub(super) fn encode_body(&self, to: &mut Vec<u8>) {
@@ -331,16 +332,26 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     }
 }
 
-/// Returns a header, a checksum, and the body.
-pub(super) fn seal(header: &[u8], body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(header.len() + 4 + body.len());
-    bytes.extend_from_slice(header);
-    bytes.extend(crc32fast::hash(body).to_le_bytes());
-    bytes.extend_from_slice(body);
-    bytes
+/// A file under construction: a header, the body's checksum, and the body.
+pub(super) struct UnsealedFile {
+    pub(super) bytes: Vec<u8>,
+    body: usize,
 }
 
-/// Returns the body of the output of [`seal`], or `None` if it is damaged or of another version.
+impl UnsealedFile {
+    pub(super) fn new(header: &[u8]) -> Self {
+        let bytes = [header, &[0; CHECKSUM_BYTES]].concat();
+        Self { body: bytes.len(), bytes }
+    }
+
+    pub(super) fn seal(mut self) -> Vec<u8> {
+        let checksum = crc32fast::hash(&self.bytes[self.body..]).to_le_bytes();
+        self.bytes[self.body - CHECKSUM_BYTES..self.body].copy_from_slice(&checksum);
+        self.bytes
+    }
+}
+
+/// Returns the body of a sealed file, or `None` if it is damaged or of another version.
 pub(super) fn unseal<'a>(header: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
     let mut rest = bytes.strip_prefix(header)?;
     let checksum = u32_of(&mut rest)?;
@@ -475,8 +486,9 @@ mod tests {
             fs::write(&path, &bytes[..at]).unwrap();
             assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })), "cut at {at}");
         }
-        let body = seal(HEADER, &[0xff; 40]);
-        fs::write(&path, body).unwrap();
+        let mut file = UnsealedFile::new(HEADER);
+        file.bytes.extend([0xff; 40]);
+        fs::write(&path, file.seal()).unwrap();
         assert!(matches!(Manifest::read(&path), Err(StoreError::Corrupt { .. })), "counts beyond everything");
     }
 

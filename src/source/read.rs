@@ -50,37 +50,45 @@ pub(super) struct SourceReader<'a> {
 #[derive(Debug)]
 pub(super) struct Known<'a> {
     tree: &'a WalkedTree,
-    /// For each path of the tree, the entry that the cache confirms.
-    entries: Vec<Option<ManifestEntry<'a>>>,
-    /// The number of entries in the cache.
-    cached: usize,
+    cache: Option<&'a StatCache>,
+    /// For each path of the tree, the index of the entry that the cache confirms, or [`UNKNOWN`].
+    entries: Vec<u32>,
 }
+
+const UNKNOWN: u32 = u32::MAX;
 
 impl<'a> Known<'a> {
     /// Compares a tree with the cache. Both are in the same order.
     pub(super) fn of(tree: &'a WalkedTree, cache: Option<&'a StatCache>) -> Self {
-        let Some(cache) = cache else { return Self { tree, entries: vec![None; tree.len()], cached: 0 } };
         let mut next = 0;
-        let find = |index| {
-            let path = tree.path(index);
+        let mut find = |index| {
+            let (cache, path) = (cache?, tree.path(index));
             while let Some(entry) = cache.manifest.get(next) {
                 match manifest::order(entry.path, path) {
                     Order::Less => next += 1,
-                    Order::Equal => return cache.trusted(next, tree.status(index)),
+                    Order::Equal => {
+                        let trusted = cache.trusted(next, tree.status(index)).is_some();
+                        return u32::try_from(next).ok().filter(|_| trusted);
+                    }
                     Order::Greater => break,
                 }
             }
             None
         };
-        Self { tree, entries: (0..tree.len()).map(find).collect(), cached: cache.manifest.len() }
+        let entries = (0..tree.len()).map(|index| find(index).unwrap_or(UNKNOWN)).collect();
+        Self { tree, cache, entries }
+    }
+
+    /// Returns the entry of the cache that is known to be that of a path of the tree.
+    fn entry(&self, index: usize) -> Option<ManifestEntry<'a>> {
+        self.cache?.manifest.get(usize::try_from(self.entries[index]).ok()?)
     }
 
     /// Returns whether the tree is exactly what the cache contains.
     pub(super) fn is_everything(&self) -> bool {
-        let same = |(index, entry): (usize, &Option<ManifestEntry<'_>>)| {
-            entry.is_some_and(|entry| entry.mode == self.tree.status(index).mode)
-        };
-        self.cached == self.tree.len() && self.entries.iter().enumerate().all(same)
+        let cached = self.cache.map_or(0, |cache| cache.manifest.len());
+        let is_same = |index| self.entry(index).is_some_and(|entry| entry.mode == self.tree.status(index).mode);
+        cached == self.tree.len() && (0..cached).all(is_same)
     }
 }
 
@@ -98,7 +106,7 @@ impl SourceReader<'_> {
     pub(super) fn read_unknown(&self, known: &Known<'_>) -> Result<(Manifest, Vec<Stamp>), StoreError> {
         let tree = known.tree;
         let is_unknown =
-            |index: &usize| known.entries[*index].is_none() && tree.status(*index).kind != FileKind::Directory;
+            |index: &usize| known.entry(*index).is_none() && tree.status(*index).kind != FileKind::Directory;
         let unknown: Vec<usize> = (0..tree.len()).filter(is_unknown).collect();
         let mut read = in_parallel(&unknown, |index, buffer| {
             Ok((*index, self.read(tree.path(*index), tree.status(*index).kind, buffer)?))
@@ -115,7 +123,7 @@ impl SourceReader<'_> {
             };
             if walked.kind == FileKind::Directory {
                 push(walked, EntryKind::Directory);
-            } else if let Some(entry) = known.entries[index] {
+            } else if let Some(entry) = known.entry(index) {
                 push(walked, entry.kind);
             } else if let Some((_, Some((status, content)))) = read.next_if(|(read, _)| *read == index) {
                 let kind = match &content {

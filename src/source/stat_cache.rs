@@ -13,14 +13,14 @@ use std::{
 };
 
 use super::{
-    manifest::{EntryKind, Manifest, ManifestEntry, Time, i64_of, seal, u32_of, u64_of, unseal},
+    manifest::{EntryKind, Manifest, ManifestEntry, Time, UnsealedFile, i64_of, u32_of, u64_of, unseal},
     times::SourceTimes,
     walk::{FileKind, FileStatus},
     weight::Weight,
 };
 use crate::store::{Paths, SourceId, Store, StoreError, error::IoContext, files::make_dir};
 
-const HEADER: &[u8] = b"hm-exec stat cache 2\n";
+const HEADER: &[u8] = b"hm-exec stat cache 3\n";
 
 /// File times come from a clock that the kernel advances in steps of up to 10 ms.
 const CLOCK_STEP_NANOSECONDS: u32 = 50_000_000;
@@ -36,8 +36,6 @@ const MAX_CACHES: usize = 64;
 pub(super) struct StatCache {
     /// The source that it was frozen as.
     pub(super) last: SourceId,
-    /// The weight of the deltas in that source's stack.
-    pub(super) weight: Weight,
     /// The time when the walk began.
     pub(super) started: Time,
     /// The times in the manifest.
@@ -45,7 +43,12 @@ pub(super) struct StatCache {
     pub(super) manifest: Manifest,
     /// The stamp of each entry of the manifest.
     pub(super) stamps: Vec<Stamp>,
+    /// The weight of the deltas in that source's stack. It comes last because it is known last.
+    pub(super) weight: Weight,
 }
+
+/// The file of a cache up to the weight.
+pub(super) struct EncodedCache(UnsealedFile);
 
 /// The parts of a file's status that are not in the manifest, and that change when the file is written to or
 /// replaced.
@@ -71,30 +74,6 @@ impl StatCache {
         Paths::new(store.into()).stat_caches().join(name.as_str())
     }
 
-    /// Writes this cache, and removes those of the directories that were frozen longest ago.
-    pub(super) fn save(&self, store: &Store, path: &Path) -> Result<(), StoreError> {
-        let dir = store.paths().stat_caches();
-        make_dir(&dir)?;
-        store.instance().write_file(path, &self.encode())?;
-        let mut known = Vec::new();
-        for entry in fs::read_dir(&dir).doing("list", &dir)? {
-            let entry = entry.doing("list", &dir)?;
-            // Another process may have removed the file.
-            known.extend(entry.metadata().and_then(|it| it.modified()).map(|time| (time, entry.path())));
-        }
-        known.sort_unstable();
-        let excess = known.len().saturating_sub(MAX_CACHES);
-        for (_, path) in &known[..excess] {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(StoreError::io("remove", path, error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     /// Reads a cache. Returns `None` if there is none that can be trusted.
     pub(super) fn load(path: &Path) -> Option<Self> {
         let bytes = match fs::read(path) {
@@ -112,16 +91,17 @@ impl StatCache {
         cache
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(256 + self.stamps.len() * 128);
+    /// Encodes everything except the weight.
+    pub(super) fn encode(&self) -> EncodedCache {
+        let mut file = UnsealedFile::new(HEADER);
+        let body = &mut file.bytes;
+        body.reserve(256 + self.stamps.len() * 128);
         body.extend((self.last.as_str().len() as u64).to_le_bytes());
         body.extend_from_slice(self.last.as_str().as_bytes());
-        body.extend(self.weight.entries.to_le_bytes());
-        body.extend(self.weight.bytes.to_le_bytes());
         body.extend(self.started.0.to_le_bytes());
         body.extend(self.started.1.to_le_bytes());
         body.push(u8::from(self.times == SourceTimes::Real));
-        self.manifest.encode_body(&mut body);
+        self.manifest.encode_body(body);
         for stamp in &self.stamps {
             body.extend(stamp.device.to_le_bytes());
             body.extend(stamp.inode.to_le_bytes());
@@ -130,7 +110,7 @@ impl StatCache {
                 body.extend(nanoseconds.to_le_bytes());
             }
         }
-        seal(HEADER, &body)
+        EncodedCache(file)
     }
 
     fn decode(mut bytes: &[u8]) -> Option<Self> {
@@ -139,7 +119,6 @@ impl StatCache {
         let (last, rest) = bytes.split_at_checked(last_bytes)?;
         let last = SourceId::parse(std::str::from_utf8(last).ok()?)?;
         *bytes = rest;
-        let weight = Weight { entries: u64_of(bytes)?, bytes: u64_of(bytes)? };
         let started = (i64_of(bytes)?, u32_of(bytes)?);
         let (times, rest) = bytes.split_first()?;
         let times = if *times == 0 { SourceTimes::Normal } else { SourceTimes::Real };
@@ -154,7 +133,8 @@ impl StatCache {
                 ctime: (i64_of(bytes)?, u32_of(bytes)?),
             });
         }
-        bytes.is_empty().then_some(Self { last, weight, started, times, manifest, stamps })
+        let weight = Weight { entries: u64_of(bytes)?, bytes: u64_of(bytes)? };
+        bytes.is_empty().then_some(Self { last, started, times, manifest, stamps, weight })
     }
 
     /// Returns the entry at `index` if a file with this status must still have the hashed content.
@@ -183,6 +163,38 @@ impl StatCache {
     }
 }
 
+impl EncodedCache {
+    /// Writes the cache, and removes those of the directories that were frozen longest ago.
+    pub(super) fn save(self, weight: Weight, store: &Store, path: &Path) -> Result<(), StoreError> {
+        let dir = store.paths().stat_caches();
+        make_dir(&dir)?;
+        store.instance().write_file(path, &self.finish(weight))?;
+        let mut known = Vec::new();
+        for entry in fs::read_dir(&dir).doing("list", &dir)? {
+            let entry = entry.doing("list", &dir)?;
+            // Another process may have removed the file.
+            known.extend(entry.metadata().and_then(|it| it.modified()).map(|time| (time, entry.path())));
+        }
+        known.sort_unstable();
+        let excess = known.len().saturating_sub(MAX_CACHES);
+        for (_, path) in &known[..excess] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, weight: Weight) -> Vec<u8> {
+        self.0.bytes.extend(weight.entries.to_le_bytes());
+        self.0.bytes.extend(weight.bytes.to_le_bytes());
+        self.0.seal()
+    }
+}
+
 /// Returns the current time in the format of file times.
 pub(super) fn now() -> Time {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
@@ -207,7 +219,7 @@ mod tests {
         manifest.push(ManifestEntry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
         let (last, stamps) = (SourceId::parse(&"0".repeat(64)).unwrap(), vec![Stamp::of(seen)]);
         let times = SourceTimes::Normal;
-        StatCache { last, weight: Weight { entries: 1, bytes: 2 }, started, times, manifest, stamps }
+        StatCache { last, started, times, manifest, stamps, weight: Weight { entries: 1, bytes: 2 } }
     }
 
     #[test]
@@ -253,7 +265,7 @@ mod tests {
         let path = top.path().join("cache");
         assert_eq!(StatCache::load(&path), None);
         let cache = cache((300, 0), &status((200, 1)));
-        let bytes = cache.encode();
+        let bytes = cache.encode().finish(cache.weight);
         fs::write(&path, &bytes).unwrap();
         assert_eq!(StatCache::load(&path), Some(cache));
         for at in 0..bytes.len() {

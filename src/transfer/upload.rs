@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::TransferError;
 use crate::{
@@ -24,9 +27,28 @@ pub(crate) struct RemoteLayer {
     pub(crate) blob: Digest,
 }
 
-/// The digests of a layer, once they are known. Locked while the layer is being packed, so that it is not
-/// packed twice.
-type Slot = Arc<tokio::sync::Mutex<Option<RemoteLayer>>>;
+/// A layer whose digests are known.
+#[derive(Debug, Clone, Copy)]
+struct KnownLayer {
+    name: RemoteLayer,
+    /// When the engine last had it.
+    seen: Option<Instant>,
+}
+
+impl KnownLayer {
+    /// Returns a layer that the engine has.
+    fn seen(name: RemoteLayer) -> Self {
+        Self { name, seen: Some(Instant::now()) }
+    }
+}
+
+/// A layer, once its digests are known. Locked while the layer is being packed, so that it is not packed
+/// twice.
+type Slot = Arc<tokio::sync::Mutex<Option<KnownLayer>>>;
+
+/// For how long the engine is not asked again for a layer. Thousands of steps may need the same one. If the
+/// engine loses it in the meantime, the step is prepared once more: see [`Uploads::distrust`].
+const SEEN: Duration = Duration::from_secs(30);
 
 /// If there are more layers than this, all of them are forgotten at once: a long-running engine must not grow
 /// with the number of steps that it ran.
@@ -69,25 +91,36 @@ impl Uploads {
         let slot = self.slot(key);
         let mut slot = slot.lock().await;
         let known = match (*slot, &layer) {
-            (Some(name), _) => Some(name),
+            (Some(KnownLayer { name, seen: Some(seen) }), _) if seen.elapsed() < SEEN => return Ok(name),
+            (Some(known), _) => Some(known.name),
             (None, Some(layer)) => known(context.store, layer.clone(), function).await?,
             (None, None) => None,
         };
         if let Some(name) = known {
             let missing = context.cas.find_missing([name.blob]).await;
             if missing.map_err(TransferError::remote("look for layers"))?.is_empty() {
-                *slot = Some(name);
+                *slot = Some(KnownLayer::seen(name));
                 return Ok(name);
             }
         }
         let name = pack(context, function, dir, layer, uploaded).await?;
-        *slot = Some(name);
+        *slot = Some(KnownLayer::seen(name));
         Ok(name)
+    }
+
+    /// Asks the engine again for each layer that is needed, because it lost something.
+    pub(crate) async fn distrust(&self) {
+        let slots: Vec<Slot> = self.0.lock().values().map(Arc::clone).collect();
+        for slot in slots {
+            if let Some(known) = &mut *slot.lock().await {
+                known.seen = None;
+            }
+        }
     }
 
     /// Remembers the digests of a layer that came from the engine.
     pub(crate) async fn note(&self, store: &Store, layer: &LayerId, name: RemoteLayer) -> Result<(), TransferError> {
-        *self.slot(layer.to_string()).lock().await = Some(name);
+        *self.slot(layer.to_string()).lock().await = Some(KnownLayer::seen(name));
         match name.blob.function {
             DigestFunction::Sha256 => {
                 let name = PackedDigests::new(name.diff_id, name.blob.hash, name.blob.size_bytes);

@@ -304,6 +304,7 @@ impl CloudRunner {
                     tracing::debug!(%error, round, "uploading again what the engine lost");
                     output.say("hm: the engine lost uploaded files; uploading them again\n").await;
                     self.sources.forget();
+                    self.uploads.distrust().await;
                     (round, learned) = (round + 1, None);
                     continue;
                 }

@@ -81,6 +81,28 @@ fn the_output_of_a_step_that_the_engine_failed_is_shown() {
 }
 
 #[test]
+fn more_steps_are_in_flight_than_a_connection_may_have_calls() {
+    /// No step is answered before so many wait. The first one is run, and the others get its result.
+    const STEPS: usize = 150;
+    let habits = Habits { replays: STEPS, max_calls: Some(100), ..Habits::default() };
+    let Some(stock) = Stock::new(habits, &[("first", "true", json!({}))]) else { return };
+    stock.run(&[]).expect(0);
+    let commands: Vec<_> = (0..STEPS).map(|step| (format!("s{step}"), format!(": {step}"))).collect();
+    let steps: Vec<_> = commands.iter().map(|(key, command)| (&**key, &**command, json!({}))).collect();
+    stock.write(&steps);
+    let count = || {
+        let ((received, sent), calls) = (stock.engine.traffic().bytes(), stock.engine.traffic().calls());
+        (calls, received + sent)
+    };
+    let (calls, bytes) = count();
+    stock.run(&["--remote-jobs", &STEPS.to_string()]).expect(0);
+    assert_eq!(stock.engine.executed(), 1);
+    let steps = STEPS as u64;
+    let (calls, bytes) = ((count().0 - calls) / steps, (count().1 - bytes) / steps);
+    assert!(calls <= 5 && bytes < 10_000, "{calls} calls and {bytes} bytes a step");
+}
+
+#[test]
 fn the_time_in_the_engines_queue_does_not_count() {
     let names = ["a", "b", "c", "d"];
     let steps = names.map(|name| (name, "sleep 2", json!({ "timeout_seconds": 6 })));

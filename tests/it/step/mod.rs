@@ -1,5 +1,6 @@
 //! `hm-step`, as a worker runs it: as root, as an ordinary user, and in another engine's sandbox.
 
+mod attributes;
 mod buildbox;
 mod ends;
 mod inputs;

@@ -23,6 +23,13 @@ impl Stock {
     pub(crate) fn new(habits: Habits, steps: &[(&str, &str, Value)]) -> Option<Self> {
         step_program()?;
         let stock = Self { engine: StockEngine::start(habits), project: Project::new() };
+        stock.write(steps);
+        Image::shell().write_oci(&stock.project.dir.with_file_name("image"), "it");
+        Some(stock)
+    }
+
+    /// Writes a pipeline of steps in place of the last one.
+    pub(crate) fn write(&self, steps: &[(&str, &str, Value)]) {
         let nodes = steps.iter().map(|(key, cmd, more)| {
             let mut step = more.clone();
             step["key"] = json!(key);
@@ -31,11 +38,8 @@ impl Stock {
         });
         let nodes: Vec<Value> = nodes.collect();
         let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
-        stock
-            .project
+        self.project
             .file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
-        Image::shell().write_oci(&stock.project.dir.with_file_name("image"), "it");
-        Some(stock)
     }
 
     pub(crate) fn hm(&self, args: &[&str]) -> Command {

@@ -188,6 +188,11 @@ async fn perform(state: Arc<State>, running: Arc<Running>, work: Work, key: Stri
         running.killed.cancelled().await;
         return finish(&running, &cancelled());
     }
+    if state.habits.replays > 0 && state.replayed.initialized() {
+        state.waiting.wait().await;
+        let response = reapi::ExecuteResponse { result: state.replayed.get().cloned(), ..Default::default() };
+        return finish(&running, &response);
+    }
     let caches = !work.action.do_not_cache;
     let (number, ran) = loop {
         let slot = tokio::select! {
@@ -218,6 +223,10 @@ async fn perform(state: Arc<State>, running: Arc<Running>, work: Work, key: Stri
     let response = match (ran, fails) {
         (Ok(result), Some((code, words, _))) => failure(&state, &Status::new(code, words), Some(result)),
         (Ok(result), None) => {
+            if state.habits.replays > 0 && result.exit_code == 0 {
+                // Another Action may have been the first one.
+                let _ = state.replayed.set(result.clone());
+            }
             if caches && result.exit_code == 0 {
                 state.results.lock().unwrap().insert(key, result.clone());
             }

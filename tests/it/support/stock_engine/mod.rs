@@ -9,6 +9,7 @@
 mod blobs;
 mod calls;
 mod execution;
+mod traffic;
 mod worker;
 
 use std::{
@@ -24,6 +25,7 @@ use std::{
 use bazel_remote_apis::google::{
     bytestream::byte_stream_server::ByteStreamServer, longrunning::operations_server::OperationsServer,
 };
+use futures_util::stream;
 use hm_exec::remote::{
     EndpointOptions,
     reapi::{
@@ -31,10 +33,10 @@ use hm_exec::remote::{
         content_addressable_storage_server::ContentAddressableStorageServer, execution_server::ExecutionServer,
     },
 };
-use tonic::{Code, transport::server::TcpIncoming};
+use tonic::{Code, Request, service::InterceptorLayer};
 
-pub(crate) use self::blobs::Function;
-use self::{blobs::Blobs, execution::Running};
+use self::{blobs::Blobs, execution::Running, traffic::Counted};
+pub(crate) use self::{blobs::Function, traffic::Traffic};
 
 /// How an engine behaves. The default is that of an engine without peculiarities.
 #[derive(Debug, Clone)]
@@ -68,6 +70,11 @@ pub(crate) struct Habits {
     pub(crate) stalls: bool,
     /// Whether the output of running Actions can be read.
     pub(crate) shows_output: bool,
+    /// The number of calls at once on one connection.
+    pub(crate) max_calls: Option<u32>,
+    /// How many Actions must wait at once before one is answered with the result of the first Action, and is
+    /// not run. Zero runs every Action.
+    pub(crate) replays: usize,
 }
 
 impl Default for Habits {
@@ -87,6 +94,8 @@ impl Default for Habits {
             loses_workers: 0,
             stalls: false,
             shows_output: false,
+            max_calls: None,
+            replays: 0,
         }
     }
 }
@@ -147,11 +156,15 @@ struct State {
     results: Mutex<HashMap<String, reapi::ActionResult>>,
     running: Mutex<HashMap<String, Arc<Running>>>,
     slots: tokio::sync::Semaphore,
+    /// What [`Habits::replays`] needs: the first result, and the Actions that wait for it.
+    replayed: tokio::sync::OnceCell<reapi::ActionResult>,
+    waiting: tokio::sync::Barrier,
     executed: AtomicU32,
     refused: AtomicU32,
     timeouts: Mutex<Vec<Option<u64>>>,
     /// The number of requests that named no digest function.
     unnamed: AtomicU32,
+    traffic: Arc<Traffic>,
 }
 
 impl State {
@@ -179,6 +192,8 @@ impl StockEngine {
         std::fs::create_dir(&actions).unwrap();
         let state = Arc::new(State {
             slots: tokio::sync::Semaphore::new(habits.slots),
+            replayed: tokio::sync::OnceCell::new(),
+            waiting: tokio::sync::Barrier::new(habits.replays.max(1)),
             blobs: Blobs::new(dir.path(), &habits),
             habits,
             actions,
@@ -188,9 +203,18 @@ impl StockEngine {
             refused: AtomicU32::new(0),
             timeouts: Mutex::default(),
             unnamed: AtomicU32::new(0),
+            traffic: Arc::default(),
         });
         let service = Service(Arc::clone(&state));
+        let (calls, traffic) = (Arc::clone(&state.traffic), Arc::clone(&state.traffic));
+        let count = move |request: Request<()>| {
+            calls.count_call();
+            Ok(request)
+        };
+        // The default of the library is 200.
         let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(state.habits.max_calls.or(Some(u32::MAX)))
+            .layer(InterceptorLayer::new(count))
             .add_service(CapabilitiesServer::new(service.clone()))
             .add_service(ContentAddressableStorageServer::new(service.clone()).max_decoding_message_size(8 << 20))
             .add_service(ByteStreamServer::new(service.clone()).max_decoding_message_size(8 << 20))
@@ -199,7 +223,11 @@ impl StockEngine {
             .add_service(ExecutionServer::new(service));
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            server.serve_with_incoming(TcpIncoming::from(listener)).await
+            let accepted = stream::unfold((listener, traffic), async |(listener, traffic)| {
+                let accepted = listener.accept().await.map(|(stream, _)| Counted::new(stream, Arc::clone(&traffic)));
+                Some((accepted, (listener, traffic)))
+            });
+            server.serve_with_incoming(accepted).await
         });
         Self { runtime: Some(runtime), address, state, _dir: dir }
     }
@@ -230,6 +258,11 @@ impl StockEngine {
     /// Returns how many requests named no digest function.
     pub(crate) fn unnamed(&self) -> u32 {
         self.state.unnamed.load(Ordering::Relaxed)
+    }
+
+    /// Returns the calls and bytes so far.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.state.traffic
     }
 
     /// Returns whether an Action is queued or running.

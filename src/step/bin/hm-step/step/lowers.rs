@@ -170,15 +170,19 @@ fn restore(path: &Path, name: &str, source: &Path, layer: &Path) -> Result<bool,
         let (from, to) = (tree::open_dir(&source.join(WORKSPACE))?, tree::open_dir(&to)?);
         tree::attributes::restore(File::open(path)?, from.as_fd(), to.as_fd())
     };
-    restore().map_err(|error| match error.kind() {
+    restore().map_err(|error| not_restored(name, &error))
+}
+
+fn not_restored(name: &str, error: &io::Error) -> Failure {
+    match error.kind() {
         // Another worker of this kind has as little.
         io::ErrorKind::StorageFull | io::ErrorKind::OutOfMemory => Failure::lasting(format!(
             "failed to restore the modes and times of {name:?}: the files whose modes or times the engine did not \
              keep do not fit into the memory of this worker ({error}); use workers with more memory, or a worker \
              that keeps node properties"
         )),
-        _ => Failure::io(format_args!("restore the modes and times of {name:?}"), &error),
-    })
+        _ => Failure::io(format_args!("restore the modes and times of {name:?}"), error),
+    }
 }
 
 /// Returns about how many bytes are in a compressed layer.
@@ -201,4 +205,24 @@ fn unpack(
         return Ok(());
     }
     Err(Failure::passing(format!("{name} is damaged: its digest is {found}, but the step expects {diff_id}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use hm_exec_step::Exit;
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn sources_that_do_not_fit_into_memory_are_not_tried_again_elsewhere() {
+        for (errno, retries, word) in [
+            (Errno::NOSPC, false, "use workers with more memory"),
+            (Errno::NOMEM, false, "use workers with more memory"),
+            (Errno::IO, true, "restore the modes and times"),
+        ] {
+            let Exit::Failed { message, retry } = not_restored("source", &errno.into()).exit() else { panic!() };
+            assert!(retry == retries && message.contains(word) && message.contains("source"), "{message}");
+        }
+    }
 }
