@@ -4,8 +4,6 @@
 //! The crate contains the package, and shows it only to the program that renders a project. So this script
 //! lets the crate render an empty project, and is itself that program, which copies the package.
 
-#![expect(clippy::print_stdout, reason = "cargo reads it")]
-
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     #[cfg(feature = "bundled-dsl")]
