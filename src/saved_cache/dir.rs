@@ -236,7 +236,7 @@ impl CacheDir {
             return Ok(());
         }
         let path = self.blob(&blob.digest);
-        // Without it, the next save knows what is missing. A directory that cannot be written is left as it is.
+        // Without it, the next save knows what is missing. A read-only directory is left as it is.
         if found.digest != blob.digest
             && let Err(error) = fs::remove_file(&path)
         {

@@ -68,11 +68,12 @@ enum End {
 /// build on. Returns `None` if there is no such directory. A result that is damaged is skipped.
 ///
 /// # Errors
-/// Returns an error if the directory is something else, or if the store cannot be written. The results that were
-/// taken in until then stay.
+/// Returns an error if the directory is something else, or if the store cannot be written. The results that
+/// were taken in until then stay.
 ///
 /// # Cancel safety
-/// If the future is dropped, results that are being taken in may be completed or not. Each is whole or absent.
+/// If the future is dropped, results that are being taken in may be completed or not. Each is whole, or
+/// absent.
 pub async fn restore(
     store: &Arc<Store>,
     userns: &UsernsHelper,
