@@ -12,8 +12,9 @@ use std::process::ExitCode;
 
 pub(crate) use background::collect_if_due;
 use hm_exec::{
+    image::ImageError,
     saved_cache::SavedCacheError,
-    store::{GcReport, GcRequest, Store},
+    store::{GcReport, GcRequest, Store, StoreError},
 };
 
 use crate::{
@@ -76,6 +77,10 @@ fn until_interrupted<T>(
         Some(Err(error @ SavedCacheError::Foreign { .. })) => {
             Err(Failure::input(what).because(error).hint("use an empty directory, or one that `hm cache save` wrote"))
         }
+        Some(Err(
+            SavedCacheError::Store(StoreError::Full { .. })
+            | SavedCacheError::Image(ImageError::Store(StoreError::Full { .. })),
+        )) => Err(Failure::full_store()),
         Some(Err(error @ SavedCacheError::Full { .. })) => Err(Failure::infrastructure(what)
             .because(error)
             .hint("use a directory on another disk, or save less with --max-size")),
