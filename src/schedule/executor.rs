@@ -64,12 +64,11 @@ pub(super) fn execute<R: RunnerSet>(
     async move {
         let dispatch = runners.dispatch(attempt.runner, &attempt.context, input);
         let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
-        let ended = match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
-            Poll::Ready(caught) => Some(caught),
+        match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
+            Poll::Ready(caught) => report(&attempt, Some(caught)),
             // The state that only waiting needs is large, so it is boxed separately.
-            Poll::Pending => Box::pin(supervise(running, &attempt.context, attempt.timeout)).await,
-        };
-        report(&attempt, ended)
+            Poll::Pending => report(&attempt, Box::pin(supervise(running, &attempt.context, attempt.timeout)).await),
+        }
     }
 }
 
