@@ -64,7 +64,8 @@ fn bun() -> Option<PathBuf> {
     let beside_node = PathBuf::from(env::var_os("HM_NODE").unwrap_or_default()).with_file_name("bun");
     let found = [beside_node, PathBuf::from("bun")].into_iter().find(|bun| runs(bun));
     usable("bun", found.is_some(), "install npm's package `bun`").then_some(())?;
-    found
+    let answer = Command::new(found?).args(["-p", "process.execPath"]).output().unwrap();
+    Some(PathBuf::from(String::from_utf8(answer.stdout).unwrap().trim_end()))
 }
 
 /// Returns the programs that render pipelines here.
@@ -235,7 +236,7 @@ fn bun_renders_if_node_is_missing_or_too_old() {
     let (project, package) = project();
     let bin = project.dir.with_file_name("bin");
     fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(bun.canonicalize().unwrap(), bin.join("bun")).unwrap();
+    std::os::unix::fs::symlink(bun, bin.join("bun")).unwrap();
     let path = env::join_paths([bin.clone(), "/bin".into()]).unwrap();
     let run = |path: &OsStr| {
         let mut hm = project.hm(&["pipelines"]);
