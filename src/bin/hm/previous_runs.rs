@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use hm_exec::{Plan, event, ir::Node, store::StoreHandle};
 
-/// The maximum number of runs that are read: a run that found steps in the cache does not show what they take.
+/// The maximum number of runs that are read: a run that found steps in the cache does not show what they
+/// take.
 const RUNS: u32 = 20;
 
 /// The number of runs whose peaks count. Older ones say little about what a step needs now.
