@@ -41,7 +41,8 @@ fn next_commands(shown: &str) -> BTreeMap<&str, &str> {
 #[test]
 fn a_failure_shows_what_where_why_and_what_to_type_next() {
     let project = Project::new();
-    let flood = "seq 1 500; echo 'the reason' >&2; seq 501 900; exit 101";
+    // The pause keeps the order of the streams certain.
+    let flood = "seq 1 500; echo 'the reason' >&2; sleep 0.5; seq 501 900; exit 101";
     pipeline(
         &project,
         &[("deps", "", "true"), ("unit", "Unit tests", flood), ("e2e", "", "true"), ("slow", "", "true")],

@@ -2,10 +2,9 @@
 
 use std::fs;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{check, open, play};
+use super::{check, play};
 use crate::support::{
     project::{Ended, Project, ir},
     terminal::Terminal,
@@ -90,34 +89,6 @@ fn a_timeout() {
     let project = Project::with_steps(&[("wait", "echo waiting for the database >&2; sleep 600", None)]);
     let Some(screen) = play("a timeout", &project, 124) else { return };
     check_last_lines(&screen, &["TIMED OUT  wait", "exit 124", "waiting for the database"]);
-}
-
-fn interrupt(terminal: &mut Terminal) {
-    // The terminal echoes the key, also if it is not the one that controls hm.
-    terminal.keys("\x03");
-    kill_process(Pid::from_raw(i32::try_from(terminal.hm.id()).unwrap()).unwrap(), Signal::INT).unwrap();
-}
-
-#[test]
-fn ctrl_c_once_and_twice() {
-    let project = Project::with_steps(&[("server", "echo up; sleep 600", None), ("client", "true", Some(0))]);
-    let mut terminal = open("ctrl-c", &project);
-    terminal.expect_row("the step's line", |row| row.contains("server") && row.ends_with(" up"));
-    interrupt(&mut terminal);
-    let (code, screen) = terminal.end();
-    assert_eq!(code, Some(130), "{screen:#?}");
-    check("ctrl-c", &screen);
-
-    let stubborn = "trap '' INT TERM; echo up; while :; do sleep 1; done";
-    project.file(".hm/ci.json", &ir(&[("server", stubborn, None), ("client", "true", Some(0))]));
-    let mut terminal = open("ctrl-c twice", &project);
-    terminal.expect_row("the step's line", |row| row.contains("server") && row.ends_with(" up"));
-    interrupt(&mut terminal);
-    terminal.expect_row("the notice", |row| row.starts_with("cancelling"));
-    interrupt(&mut terminal);
-    let (code, screen) = terminal.end();
-    assert_eq!(code, Some(130), "{screen:#?}");
-    check("ctrl-c twice", &screen);
 }
 
 #[test]

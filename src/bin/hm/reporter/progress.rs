@@ -24,8 +24,7 @@ use super::{
 /// of the terminal's rows.
 const MAX_BARS: usize = 16;
 
-/// The columns that the last line leaves free. The terminal echoes `^C` there, which would begin another line
-/// in the last column.
+/// The columns that the last line leaves free, so that it never wraps.
 const FREE_COLUMNS: usize = 4;
 
 pub(super) struct Progress {

@@ -1,10 +1,10 @@
 //! `hm run`.
 
+mod next_commands;
 mod service;
 mod short_help;
 
 use std::{
-    env,
     future::Future,
     io,
     num::NonZeroUsize,
@@ -16,10 +16,9 @@ use std::{
 };
 
 use hm_exec::{
-    BackendError, BackendHandle, BuildOutcome, BuildStatus, EventStream, Plan, RunRequest, StepStatus,
+    BackendError, BackendHandle, BuildOutcome, BuildStatus, EventStream, Plan, RunRequest,
     image::{ImageOptions, PullPolicy},
     project::ProjectDir,
-    quote::quote,
     runner::available_memory,
     size,
     source::EarlyFreeze,
@@ -27,8 +26,11 @@ use hm_exec::{
 };
 use uuid::Uuid;
 
-use self::service::Submission;
 pub(crate) use self::short_help::shorten;
+use self::{
+    next_commands::{again, print_next_commands},
+    service::Submission,
+};
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
@@ -39,7 +41,7 @@ use crate::{
     part::PartArgs,
     pipelines::{self, nearest, parse},
     previous_runs, project_id,
-    reporter::{Format, Screen, View, Waiting, style::Style, text, to_stderr},
+    reporter::{Format, Screen, View, Waiting, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
     signals::Interrupts,
@@ -431,57 +433,6 @@ fn check_steps(plan: &Plan, named: &[String]) -> Outcome<()> {
         Some(near) => failure.hint(format_args!("did you mean `{near}`?")),
         None => failure.hint("run `hm plan` to list the steps"),
     })
-}
-
-/// Returns the command line that runs again what did not pass. Returns `None` if the command line cannot be
-/// repeated, or has values that a log should not show.
-fn again(args: &Args) -> Option<String> {
-    let reads_stdin = args.source.file.as_deref() == Some(Path::new("-"));
-    if reads_stdin || args.bind.has_values() {
-        return None;
-    }
-    let mut words: Vec<String> = env::args_os().skip(1).map(|word| word.into_string().ok()).collect::<Option<_>>()?;
-    // An engine's headers have credentials, and its address may.
-    if words.iter().any(|word| word.starts_with("--remote") || word.starts_with("--docker-host")) {
-        return None;
-    }
-    if !args.part.failed && !args.part.names_steps(&args.source) {
-        let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
-        words.insert(end, "--failed".into());
-    }
-    let words: Vec<_> = words.iter().map(|word| quote(word)).collect();
-    Some(text::clean(&format!("hm {}", words.join(" "))))
-}
-
-/// Prints commands to type next, if a step failed: where the rest of the reporter's output is.
-fn print_next_commands(
-    store: &StoreHandle,
-    outcome: &BuildOutcome,
-    names: TypedNames,
-    format: Format,
-    again: Option<String>,
-) -> Outcome<()> {
-    let Some(store) = store.get_opened() else { return Ok(()) };
-    let failed = |status| matches!(status, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory);
-    let run = outcome.build.run_id;
-    let is_kept = |key: &str| matches!(store.steps().of_run(run, key), Ok(Some((_, false))));
-    let mut steps = outcome.steps.iter().filter(|step| failed(step.status));
-    let Some(first) = steps.next() else { return Ok(()) };
-    let mut commands = vec![("logs", format!("hm logs {}", names.step(run, &first.key)))];
-    if let Some(step) = std::iter::once(first).chain(steps).find(|step| is_kept(&step.key)) {
-        commands.push(("shell", format!("hm shell {}", names.step(run, &step.key))));
-    }
-    commands.extend(again.map(|command| ("again", command)));
-    let style = if format.is_on_stdout() { Style::of(&io::stdout()) } else { Style::of(&io::stderr()) };
-    let commands: Vec<String> =
-        commands.iter().map(|(what, command)| format!("{} {command}", style.dim(what))).collect();
-    let line = format!("  {}", commands.join(" · "));
-    if format.is_on_stdout() {
-        super::print(&format!("{line}\n"))?;
-    } else {
-        to_stderr(&line);
-    }
-    Ok(())
 }
 
 /// Shows a build until it ends, or until the user forces its end.
