@@ -5,6 +5,7 @@ use std::{
     borrow::Cow,
     fmt,
     num::{NonZeroU16, NonZeroU64},
+    sync::Arc,
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use super::{ArgsError, RunnerError};
-use crate::size;
+use crate::{model::EgressRule, size};
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
 /// capability.
@@ -33,6 +34,12 @@ pub struct Limits {
     #[serde(deserialize_with = "ports")]
     #[schemars(with = "Vec<NonZeroU16>")]
     pub host_ports: Vec<u16>,
+    /// The only destinations that a step with a private network may reach, besides `host_ports`: names, names
+    /// below a domain, addresses and networks, each with or without a port, such as `crates.io:443`,
+    /// `*.debian.org` and `10.0.0.0/8`.
+    #[serde(deserialize_with = "egress")]
+    #[schemars(with = "Vec<String>")]
+    pub egress: Option<Arc<[EgressRule]>>,
 }
 
 impl Limits {
@@ -52,19 +59,21 @@ impl Limits {
 
 /// Checks the network of a step on a runner whose steps may have one of their own.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
-    if is_private(args) || !has_host_ports(args) {
-        return Ok(());
+    match for_private_networks(args) {
+        Some(name) if !is_private(args) => {
+            let message = "this is for steps with a network of their own: set `\"network\": \"private\"`";
+            Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+        }
+        _ => Ok(()),
     }
-    let message = "these ports are for steps with a network of their own: set `\"network\": \"private\"`";
-    Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() })
 }
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
-    let name = match is_private(args) {
-        true => "network",
-        false if has_host_ports(args) => "host_ports",
-        false => return Ok(()),
+    let name = match for_private_networks(args) {
+        _ if is_private(args) => "network",
+        Some(name) => name,
+        None => return Ok(()),
     };
     let message = "this runner has no private networks: use \"host\" or \"none\"";
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
@@ -75,8 +84,12 @@ pub(crate) fn is_private(args: &Value) -> bool {
     args["network"] == "private"
 }
 
-fn has_host_ports(args: &Value) -> bool {
-    args["host_ports"].as_array().is_some_and(|ports| !ports.is_empty())
+/// Returns the first argument that only steps with a network of their own have.
+fn for_private_networks(args: &Value) -> Option<&'static str> {
+    let has_host_ports = args["host_ports"].as_array().is_some_and(|ports| !ports.is_empty());
+    // An empty list allows nothing.
+    let has_egress = !args["egress"].is_null();
+    if has_host_ports { Some("host_ports") } else { has_egress.then_some("egress") }
 }
 
 /// The network access of a step.
@@ -91,6 +104,14 @@ pub enum Network {
     Private,
     /// Only a loopback device of its own.
     None,
+}
+
+fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<[EgressRule]>>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let rules = texts.iter().map(|text| {
+        text.parse().map_err(|error| de::Error::custom(format_args!("wrong entry `{text}` of `egress`: {error}")))
+    });
+    rules.collect::<Result<Arc<_>, _>>().map(Some)
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
@@ -221,6 +242,23 @@ mod tests {
             assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
         }
         assert!(parse(json!({ "host_ports": [0] })).is_err());
+        for args in [json!({ "egress": [] }), json!({ "network": "host", "egress": ["a.example"] })] {
+            for check in [check_network, check_shared_network] {
+                assert_eq!(check(&args).unwrap_err().path, "runner_args.egress");
+            }
+        }
+    }
+
+    #[test]
+    fn destinations_are_read_and_a_wrong_one_is_named() {
+        let egress = json!({ "network": "private", "egress": ["crates.io:443", "10.0.0.0/8"] });
+        assert_eq!(check_network(&egress), Ok(()));
+        assert_eq!(parse(egress).unwrap().egress.unwrap().len(), 2);
+        assert_eq!(parse(json!({ "egress": [] })).unwrap().egress.unwrap().len(), 0);
+        assert_eq!(parse(json!({})).unwrap().egress, None);
+        let error = parse(json!({ "egress": ["a.example", "https://b.example"] })).unwrap_err();
+        assert!(error.contains("`https://b.example`") && error.contains("URL"), "{error}");
+        assert!(parse(json!({ "egress": "a.example" })).is_err());
     }
 
     #[test]

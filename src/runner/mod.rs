@@ -35,7 +35,7 @@ pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
-pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef, StepUsage};
+pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
 pub use context::{CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};

@@ -307,7 +307,8 @@ impl SandboxRunner {
             let zygote = self.zygote(&store).await?;
             // A new network takes as long as a third of the rest.
             let context = self.boot_context(&store, &zygote);
-            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
+            let sink = own_network::journal(&ctx.event_bus, input.step_id);
+            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits, sink))?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
@@ -317,9 +318,10 @@ impl SandboxRunner {
             let started = MemoryWatch::start();
             let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
-            if let Some(network) = network.filter(|_| all_dead) {
-                network.end().await;
-            }
+            let hint = match network.filter(|_| all_dead) {
+                Some(network) => own_network::hint(&network.end().await),
+                None => None,
+            };
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -353,7 +355,7 @@ impl SandboxRunner {
                 }
             };
             let exit_code = ended.map_err(|error| error.with_usage(usage))?;
-            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage))
+            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage).with_hint(hint))
         }
         .boxed()
     }
