@@ -52,8 +52,8 @@ impl EventBus {
         }
     }
 
-    /// Records a connection that a step made and that has ended, with secrets in names masked. A connection of
-    /// an attempt that has ended, or of a step that is not in this run, is ignored.
+    /// Records a connection that a step made and that has ended, with secrets in names masked. A connection
+    /// of an attempt that has ended, or of a step that is not in this run, is ignored.
     pub fn connection(&self, step_id: Uuid, connection: &Connection) {
         let shared = &*self.shared;
         let Some(step) = shared.run.step_index(step_id) else { return };

@@ -27,8 +27,8 @@ enum EgressHost {
 }
 
 impl EgressRule {
-    /// Returns whether the step may reach a name, in lower case, at a port. Without a port, returns whether it
-    /// may ask for the address of the name.
+    /// Returns whether the step may reach a name, in lower case, at a port. Without a port, returns whether
+    /// it may ask for the address of the name.
     #[must_use]
     pub fn allows_name(&self, name: &str, port: Option<u16>) -> bool {
         let is_it = match &self.host {

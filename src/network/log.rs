@@ -1,7 +1,7 @@
 //! The connections of a step, for its log.
 //!
-//! Each one is handed on when it ends. Of a step with very many, the rest is counted by destination and handed
-//! on at the end of the step, so that neither memory nor the log grows with them.
+//! Each one is handed on when it ends. If a step has very many, the rest is counted by destination and
+//! handed on at the end of the step, so that neither memory nor the log grows with them.
 
 use std::{
     cell::RefCell,

@@ -12,7 +12,7 @@ use simple_dns::{
     rdata::{RData, SVCB, SVCParam},
 };
 
-use super::dns::own_answer;
+use super::dns::{MACHINE_NAME, own_answer};
 use crate::model::EgressRule;
 
 /// The most addresses of a step whose names are remembered.
@@ -52,6 +52,9 @@ impl Names {
     /// Decides about a message to the resolver.
     pub(super) fn ask(&self, message: &[u8]) -> Asked {
         if let Some(answer) = own_answer(message) {
+            if let Ok(parsed) = Packet::parse(&answer) {
+                self.learn(&MACHINE_NAME.into(), &parsed);
+            }
             return Asked::Answered(answer);
         }
         let Some(rules) = &self.egress else { return Asked::Pass };
@@ -247,6 +250,7 @@ mod tests {
             }
         }
         assert!(matches!(names.ask(&question("host.hm.internal", TYPE::A)), Asked::Answered(_)));
+        assert_eq!(names.host("10.0.2.2".parse().unwrap()), Some("host.hm.internal".into()));
         assert_eq!(names.ask(b"no question"), Asked::Drop);
         assert_eq!(Names::default().ask(b"no question"), Asked::Pass);
         let mut reply = Packet::parse(&question("crates.io", TYPE::A)).unwrap().into_reply().build_bytes_vec().unwrap();

@@ -195,7 +195,7 @@ async fn check_server(
 
 /// What a connection is for.
 enum Purpose {
-    /// Bytes that are nobody's business here.
+    /// Bytes that are passed on unread.
     Data,
     /// TLS with a server whose name must be allowed.
     Server,

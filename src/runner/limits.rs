@@ -57,21 +57,42 @@ impl Limits {
     }
 }
 
-/// Checks the network of a step on a runner whose steps may have one of their own.
+/// Checks the network of a step on a runner whose steps may have one of their own, which is the default.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
     match for_private_networks(args) {
-        Some(name) if !is_private(args) => {
-            let message = "this is for steps with a network of their own: set `\"network\": \"private\"`";
+        Some(name) if !wants_private(Some(args)) => {
+            let message = "this is for steps with a network of their own: leave `network` out";
             Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
         }
         _ => Ok(()),
     }
 }
 
+/// Does the same as [`check_network`] for a runner whose steps cannot reach ports of the machine.
+pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
+    if has_host_ports(args) {
+        let message = "this runner's machines cannot reach ports of this machine: use the runner `sandbox`";
+        return Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() });
+    }
+    check_network(args)
+}
+
+/// Does the same as [`check_network`] for a runner that connects the networks of steps by other means than
+/// this program.
+pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
+    match for_private_networks(args) {
+        Some(name) => {
+            let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
+            Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
     let name = match for_private_networks(args) {
-        _ if is_private(args) => "network",
+        _ if args["network"] == "private" => "network",
         Some(name) => name,
         None => return Ok(()),
     };
@@ -79,28 +100,31 @@ pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
 }
 
-/// Returns whether a step asks for a network of its own, which a runner cannot always provide.
-pub(crate) fn is_private(args: &Value) -> bool {
-    args["network"] == "private"
+/// Returns whether a step with these arguments has a network of its own, on a runner that has such.
+pub(crate) fn wants_private(args: Option<&Value>) -> bool {
+    args.and_then(|args| args.get("network")).is_none_or(|network| network == "private")
 }
 
 /// Returns the first argument that only steps with a network of their own have.
 fn for_private_networks(args: &Value) -> Option<&'static str> {
-    let has_host_ports = args["host_ports"].as_array().is_some_and(|ports| !ports.is_empty());
     // An empty list allows nothing.
     let has_egress = !args["egress"].is_null();
-    if has_host_ports { Some("host_ports") } else { has_egress.then_some("egress") }
+    if has_host_ports(args) { Some("host_ports") } else { has_egress.then_some("egress") }
+}
+
+fn has_host_ports(args: &Value) -> bool {
+    args["host_ports"].as_array().is_some_and(|ports| !ports.is_empty())
 }
 
 /// The network access of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The network of this machine. This is the default because CI steps install packages.
-    #[default]
+    /// The network of this machine.
     Host,
     /// A network of the step's own, with its own ports and loopback. Names and other machines are reachable,
-    /// this machine is not.
+    /// this machine is not. This is the default, on runners that have such networks.
+    #[default]
     Private,
     /// Only a loopback device of its own.
     None,
@@ -233,20 +257,32 @@ mod tests {
         assert_eq!(check_network(&private), Ok(()));
         let error = check_shared_network(&private).unwrap_err();
         assert_eq!(error.path, "runner_args.network");
-        for args in [json!({ "host_ports": [1] }), json!({ "network": "none", "host_ports": [1] })] {
-            for check in [check_network, check_shared_network] {
-                assert_eq!(check(&args).unwrap_err().path, "runner_args.host_ports");
-            }
+        for (network, allowed) in [("host", false), ("none", false), ("private", true)] {
+            let args = json!({ "network": network, "host_ports": [1] });
+            assert_eq!(check_network(&args).is_ok(), allowed, "{network}");
+        }
+        let ports = json!({ "host_ports": [1] });
+        assert_eq!(check_network(&ports), Ok(()), "the default");
+        for check in [check_bridged_network, check_shared_network] {
+            assert_eq!(check(&ports).unwrap_err().path, "runner_args.host_ports");
         }
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
-            assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
-        }
-        assert!(parse(json!({ "host_ports": [0] })).is_err());
-        for args in [json!({ "egress": [] }), json!({ "network": "host", "egress": ["a.example"] })] {
-            for check in [check_network, check_shared_network] {
-                assert_eq!(check(&args).unwrap_err().path, "runner_args.egress");
+            for check in [check_network, check_bridged_network, check_shared_network] {
+                assert_eq!(check(&args), Ok(()));
             }
         }
+        assert_eq!(check_bridged_network(&json!({ "network": "private" })), Ok(()));
+        assert!(parse(json!({ "host_ports": [0] })).is_err());
+        for check in [check_bridged_network, check_shared_network] {
+            assert_eq!(check(&json!({ "egress": [] })).unwrap_err().path, "runner_args.egress");
+        }
+        assert_eq!(check_listed_network(&json!({ "egress": [] })), Ok(()));
+        assert_eq!(check_listed_network(&ports).unwrap_err().path, "runner_args.host_ports");
+        let shared = json!({ "network": "host", "egress": ["a.example"] });
+        assert_eq!(check_network(&shared).unwrap_err().path, "runner_args.egress");
+        assert_eq!(parse(json!({})).unwrap().network, Network::Private);
+        assert!(wants_private(None) && wants_private(Some(&json!({ "memory": 1 }))));
+        assert!(!wants_private(Some(&json!({ "network": "host" }))));
     }
 
     #[test]

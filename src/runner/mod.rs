@@ -150,7 +150,9 @@ pub use error::{RunnerError, RunnerErrorKind};
 pub use hm_exec_macros::RunnerSet;
 pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
-pub(crate) use limits::{check_network, check_shared_network, is_private};
+pub(crate) use limits::{
+    check_bridged_network, check_listed_network, check_network, check_shared_network, wants_private,
+};
 pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;

@@ -60,8 +60,14 @@ pub(super) fn journal(bus: &EventBus, step_id: Uuid) -> ConnectionSink {
     Box::new(move |connection| bus.connection(step_id, connection))
 }
 
+/// Ends the network of a step whose processes are dead. Returns what its connections say about the failure of
+/// the step, if it failed.
+pub(super) async fn end(network: Option<network::Network>) -> Option<String> {
+    hint(&network?.end().await)
+}
+
 /// Returns what the connections of a failed step say about the failure, for the user.
-pub(super) fn hint(summary: &NetworkSummary) -> Option<String> {
+fn hint(summary: &NetworkSummary) -> Option<String> {
     if let Some(blocked) = &summary.blocked {
         let what = match blocked.reason.as_deref() {
             Some(reason) => format!("{}: {reason}", blocked.destination()),

@@ -318,10 +318,7 @@ impl SandboxRunner {
             let started = MemoryWatch::start();
             let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
-            let hint = match network.filter(|_| all_dead) {
-                Some(network) => own_network::hint(&network.end().await),
-                None => None,
-            };
+            let hint = own_network::end(network.filter(|_| all_dead)).await;
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -384,6 +381,8 @@ impl SandboxRunner {
 
 impl StepRunner for SandboxRunner {
     const NAME: &'static str = "sandbox";
+    /// Since 2, steps have a network of their own by default.
+    const CACHE_VERSION: u32 = 2;
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         self.boxed_execute(ctx, input).await
@@ -421,6 +420,7 @@ impl StepRunner for SandboxRunner {
             isolation: true,
             limits: true,
             network: true,
+            private_network: true,
             images: ImageSupport::All,
         }
     }

@@ -107,7 +107,7 @@ pub(super) fn make() -> Result<Made, SetupError> {
     listeners.extend(v6().doing(|| "set up IPv6 of a TUN device".into())?);
     let namespace = rustix::fs::openat(CWD, c"/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open a network namespace".into())?;
-    // The file is that of this namespace, whoever reads it.
+    // The file is that of this namespace, also for a reader in another one.
     let counters = rustix::fs::openat(CWD, c"/proc/self/net/snmp", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open the counters of a network namespace".into())?;
     Ok(Made { namespace, tun, counters, listeners, reusable })

@@ -27,6 +27,11 @@ fn python(code: &str, args: Value) -> Project {
     project
 }
 
+/// Runs the project's pipeline.
+fn run(project: &Project, args: &[&str]) -> Ended {
+    Ended::of(project.hm(&["run", "--trust"]).args(args))
+}
+
 /// Returns what `hm logs --network` prints.
 fn logs(project: &Project, args: &[&str]) -> String {
     Ended::of(project.hm(&["logs", "--network"]).args(args)).expect(0).stdout
@@ -63,7 +68,7 @@ fn connections_are_logged_with_names_ends_and_bytes() {
          u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'four', ('10.0.2.2', {port}))"
     );
     let project = python(&code, json!({ "host_ports": [port] }));
-    let ended = project.run(&["--trust", "--format", "json-full"]).expect(0);
+    let ended = run(&project, &["--format", "json-full"]).expect(0);
     let all = connections(&project);
     let named = all.iter().find(|it| it["host"] == "host.hm.internal").unwrap();
     assert_eq!((&named["protocol"], &named["port"], &named["end"]), (&json!("tcp"), &json!(port), &json!("closed")));
@@ -82,7 +87,7 @@ fn connections_are_logged_with_names_ends_and_bytes() {
     let text = logs(&project, &[]);
     assert!(text.contains(&format!("  a  tcp  host.hm.internal:{port} (10.0.2.2)  closed  sent 5 B")), "{text}");
     // In the dialect of the ecosystem, they are a field of the step's end.
-    let events = project.run(&["--trust", "--format", "json"]).expect(0).events();
+    let events = run(&project, &["--format", "json"]).expect(0).events();
     assert!(!events.iter().any(|event| event["kind"] == "connection"));
     let end = events.iter().find(|event| event["kind"] == "step_end").unwrap();
     assert_eq!((&end["connections"]["count"], &end["connections"]["blocked"]), (&json!(4), &json!(2)));
@@ -94,7 +99,7 @@ fn a_flood_is_recorded_by_destination() {
                 \x20   try: socket.create_connection(('10.0.2.2', 9))\n\
                 \x20   except ConnectionRefusedError: pass";
     let project = python(code, json!({}));
-    project.run(&["--trust"]).expect(0);
+    run(&project, &[]).expect(0);
     let all = connections(&project);
     assert_eq!(all.len(), 1001);
     assert_eq!(all[1000]["count"], 2000);
@@ -105,7 +110,7 @@ fn a_flood_is_recorded_by_destination() {
 fn a_failed_step_gets_a_hint_about_its_network_and_a_passed_one_does_not() {
     let attempt = |host: &str| format!("socket.create_connection(('{host}', 5432), 5)");
     let hint = |code: &str, args: Value, exit: i32| {
-        let ended = python(code, args).run(&["--trust"]).expect(exit);
+        let ended = run(&python(code, args), &[]).expect(exit);
         ended.stdout + &ended.stderr
     };
     for host in ["127.0.0.1", "::1"] {
@@ -126,7 +131,7 @@ fn a_failed_step_gets_a_hint_about_its_network_and_a_passed_one_does_not() {
 #[test]
 fn a_wrong_destination_is_an_error_before_anything_runs() {
     let project = python("print('never')", json!({ "egress": ["crates.io:443", "https://crates.io"] }));
-    let ended = project.run(&["--trust"]).expect(2);
+    let ended = run(&project, &[]).expect(2);
     assert!(ended.stderr.contains("`https://crates.io`") && ended.stderr.contains("URL"), "{}", ended.stderr);
     assert!(!ended.stdout.contains("never"));
 }
@@ -141,14 +146,17 @@ def serve(port):
         try: c.recv(9999); c.sendall(b'far')
         except OSError: pass
         c.close()
+def names(own, answer):
+    u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind((own, 53)); print('ready', flush=True)
+    while True:
+        q, peer = u.recvfrom(9999)
+        end = q.index(b'\0', 12) + 5
+        kind, = struct.unpack('>H', q[end - 4:end - 2])
+        a = b'\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04' + socket.inet_aton(answer) if kind == 1 else b''
+        u.sendto(q[:2] + b'\x81\x80\0\x01\0' + bytes([len(a) > 0]) + b'\0\0\0\0' + q[12:end] + a, peer)
 for port in [80, 443]: threading.Thread(target=serve, args=[port], daemon=True).start()
-u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('192.0.2.53', 53)); print('ready', flush=True)
-while True:
-    q, peer = u.recvfrom(9999)
-    end = q.index(b'\0', 12) + 5
-    kind, = struct.unpack('>H', q[end - 4:end - 2])
-    a = b'\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc0\0\x02\x01' if kind == 1 else b''
-    u.sendto(q[:2] + b'\x81\x80\0\x01\0' + bytes([len(a) > 0]) + b'\0\0\0\0' + q[12:end] + a, peer)
+threading.Thread(target=names, args=['192.0.2.54', '192.0.2.9'], daemon=True).start()
+names('192.0.2.53', '192.0.2.1')
 "#;
 
 /// Runs a command on a machine whose network has nothing but what `FAR` serves.
@@ -160,16 +168,27 @@ mkfifo $DIR/started $DIR/ready
 unshare -n sh -c 'echo $$ > $DIR/started; read go < $DIR/ready; exec python3 -c "$FAR"' > $DIR/far &
 far=$(cat $DIR/started)
 trap "kill $far" EXIT
+: > $DIR/out
 ip link set lo up
 ip link add hm0 type veth peer name hm1 netns $far
 ip addr add 198.51.100.1/24 dev hm0
 ip link set hm0 up
 ip route add default via 198.51.100.2
 nsenter -t $far -n sh -ec 'ip link set lo up; ip addr add 192.0.2.1 dev lo; ip addr add 192.0.2.53 dev lo
+  ip addr add 192.0.2.54 dev lo
+  echo 0 > /proc/sys/net/ipv4/ip_forward
   ip addr add 198.51.100.2/24 dev hm1; ip link set hm1 up'
 echo go > $DIR/ready
-until grep -q ready $DIR/far; do sleep 0.05; done
-"$@"
+until [ $(grep -c ready $DIR/far) = 2 ]; do sleep 0.05; done
+# The machine's resolver changes as soon as the step has seen the first one.
+(until grep -q 'first 192.0.2.1' $DIR/out; do sleep 0.05; done; echo 'nameserver 192.0.2.54' > $DIR/resolv.conf) &
+change=$!
+trap "kill $far $change" EXIT
+set +e
+"$@" > $DIR/out
+code=$?
+cat $DIR/out
+exit $code
 "#;
 
 /// What a step sees of the two names that share an address.
@@ -199,6 +218,22 @@ try: u.send(b'quic'); print('quic', u.recv(9))
 except OSError as e: print('quic', type(e).__name__)
 "#;
 
+/// Runs the project's pipeline on a machine whose network has nothing but what `FAR` serves.
+fn run_far(project: &Project) -> Ended {
+    let scratch = tempfile::tempdir().unwrap();
+    let hm = project.hm(&["run", "--trust"]);
+    let mut machine = Command::new("unshare");
+    machine.args(["-n", "-m", "sh", "-c", MACHINE, "sh"]).arg(hm.get_program()).args(hm.get_args());
+    machine.envs(hm.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    machine.env("DIR", scratch.path()).env("FAR", FAR);
+    Ended::of(machine.current_dir(&project.dir))
+}
+
+/// Returns what steps printed after a label.
+fn seen(ended: &Ended) -> Vec<(&str, &str)> {
+    ended.stdout.lines().filter_map(|line| line.split_once("| ")?.1.split_once(' ')).collect()
+}
+
 #[test]
 fn a_list_lets_through_what_it_names_and_nothing_else() {
     if !is_root() {
@@ -206,17 +241,8 @@ fn a_list_lets_through_what_it_names_and_nothing_else() {
         return;
     }
     let project = python(ASKS, json!({ "egress": ["good.example:443", "*.sub.example"] }));
-    let scratch = tempfile::tempdir().unwrap();
-    let run = |args: &[&str]| {
-        let hm = project.hm(args);
-        let mut machine = Command::new("unshare");
-        machine.args(["-n", "-m", "sh", "-c", MACHINE, "sh"]).arg(hm.get_program()).args(hm.get_args());
-        machine.envs(hm.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        machine.env("DIR", tempfile::tempdir_in(&scratch).unwrap().keep()).env("FAR", FAR);
-        Ended::of(machine.current_dir(&project.dir))
-    };
-    let ended = run(&["run"]).expect(0);
-    let seen: Vec<_> = ended.stdout.lines().filter_map(|line| line.split_once("| ")?.1.split_once(' ')).collect();
+    let ended = run_far(&project).expect(0);
+    let seen = seen(&ended);
     let refused = "ConnectionRefusedError";
     for (label, expected) in [
         ("listed", "b'far'"),
@@ -247,4 +273,31 @@ fn a_list_lets_through_what_it_names_and_nothing_else() {
     }
     let listed = all.iter().find(|it| it["host"] == "good.example" && it["end"] == "closed").unwrap();
     assert_eq!((&listed["address"], &listed["received"]), (&json!("192.0.2.1"), &json!(3)));
+}
+
+#[test]
+fn a_resolver_that_changes_and_a_destination_that_never_answers_stop_nothing() {
+    if !is_root() {
+        return;
+    }
+    // Nothing answers for the address: the machine behind the router drops what is not for it.
+    let code = "import threading, time\n\
+        def hole():\n\
+        \x20   try: socket.create_connection(('192.0.2.200', 80), 3)\n\
+        \x20   except OSError as e: print('hole', type(e).__name__, flush=True)\n\
+        all = [threading.Thread(target=hole) for _ in range(50)]; [t.start() for t in all]\n\
+        print('first', socket.gethostbyname('one.example'), flush=True)\n\
+        c = socket.create_connection(('192.0.2.1', 80), 10); c.sendall(b'x'); print('beside', c.recv(9), flush=True)\n\
+        for at in range(200):\n\
+        \x20   found = socket.gethostbyname('two%d.example' % at)\n\
+        \x20   if found == '192.0.2.9': print('second', found); break\n\
+        \x20   time.sleep(.05)\n\
+        [t.join() for t in all]";
+    let project = python(code, json!({}));
+    let ended = run_far(&project).expect(0);
+    let seen = seen(&ended);
+    for expected in [("first", "192.0.2.1"), ("second", "192.0.2.9"), ("beside", "b'far'")] {
+        assert!(seen.contains(&expected), "{expected:?}: {}\n{}", ended.stdout, ended.stderr);
+    }
+    assert_eq!(seen.iter().filter(|it| **it == ("hole", "TimeoutError")).count(), 50, "{}", ended.stdout);
 }
