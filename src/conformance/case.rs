@@ -37,6 +37,7 @@ pub(super) enum Capability {
     Isolation,
     Limits,
     Network,
+    PrivateNetwork,
 }
 
 impl Capability {
@@ -52,6 +53,7 @@ impl Capability {
             Self::Isolation => "isolation",
             Self::Limits => "limits",
             Self::Network => "network",
+            Self::PrivateNetwork => "private_network",
         }
     }
 
@@ -67,6 +69,7 @@ impl Capability {
             Self::Isolation => claimed.isolation,
             Self::Limits => claimed.limits,
             Self::Network => claimed.network,
+            Self::PrivateNetwork => claimed.private_network,
         }
     }
 }
@@ -123,6 +126,7 @@ pub(super) const CASES: &[Case] = cases! {
     "processes" [Limits] limits::processes;
     "arguments" [Limits] limits::arguments;
     "network-none" [Network] limits::network_none;
+    "network-private" [PrivateNetwork] limits::network_private;
 };
 
 #[cfg(test)]

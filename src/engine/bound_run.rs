@@ -19,7 +19,7 @@ use crate::{
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
-    runner::{Probe, RunnerIndex, RunnerSet, StepContext, is_private, probe_within},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
     schedule::{self, Build, MemoryRules},
     source::RunSource,
 };
@@ -151,7 +151,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut with_networks = BTreeSet::new();
         for step in plan.dag.steps() {
             let runner = plan.step(step).runner;
-            let is_private = plan.step(step).step.runner_args.as_ref().is_some_and(is_private);
+            let has_networks = plan.runners[usize::from(runner.0)].capabilities.private_network;
+            let is_private = has_networks && wants_private(plan.step(step).step.runner_args.as_ref());
             if is_private && !with_networks.contains(&runner) && is_sure_to_run(step) {
                 with_networks.insert(runner);
             }

@@ -43,6 +43,11 @@ impl Attempts {
         Some(log.clone())
     }
 
+    /// Returns whether an attempt may still have output.
+    pub(super) fn is_open(&self, step: u32, attempt: u32) -> bool {
+        !self.is_over && self.ended.get(step as usize).is_some_and(|ended| *ended < attempt)
+    }
+
     /// Accepts no more output of `step`'s attempts up to `attempt`. Returns one of the logs that must be
     /// closed for that, or `None`. The caller calls again until it is `None`.
     pub(super) fn end(&mut self, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {

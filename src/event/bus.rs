@@ -5,7 +5,8 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{StdStream, shared::Shared};
+use super::{StdStream, connections::ConnectionFields, record::Record, shared::Shared};
+use crate::model::Connection;
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
@@ -48,6 +49,30 @@ impl EventBus {
             None => {
                 tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt")
             }
+        }
+    }
+
+    /// Records a connection that a step made and that has ended, with secrets in names masked. A connection
+    /// of an attempt that has ended, or of a step that is not in this run, is ignored.
+    pub fn connection(&self, step_id: Uuid, connection: &Connection) {
+        let shared = &*self.shared;
+        let Some(step) = shared.run.step_index(step_id) else { return };
+        let host = connection.host.as_deref().map(|host| shared.mask_text(host));
+        let reason = connection.reason.as_deref().map(|reason| shared.mask_text(reason));
+        let fields = ConnectionFields::of(connection, (host.as_deref(), reason.as_deref()));
+        // Held until the record is pending, so that the end of the attempt comes after it.
+        let attempts = shared.attempts.lock();
+        if !attempts.is_open(step.0, self.attempt) {
+            return;
+        }
+        let mut pending = shared.pending.lock();
+        let at_ms = shared.elapsed_ms();
+        let was_dirty = pending.is_dirty;
+        pending.push(&Record::Connection { at_ms, step: step.0, attempt: self.attempt, connection: fields });
+        pending.is_dirty = true;
+        drop((pending, attempts));
+        if !was_dirty {
+            shared.dirty.notify_one();
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
-    record::{Record, build_status_of, miss_reason_of, step_status_of, stream_of},
+    record::{CONNECTION_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
     trailing::{decode_end, decode_retry},
@@ -314,10 +314,17 @@ impl Cursor {
                 let seq = self.next_seq();
                 return Ok(self.last(BuildEvent::BuildEnd { seq, exit_code: status.exit_code(), duration_ms, status }));
             }
-            Record::Unknown { kind } => {
-                let fields = [("kind", "unknown_record".into()), ("record", kind.into()), ("seq", seq.into())];
-                BuildEvent::Unknown(Map::from_iter(fields.map(|(name, value)| (name.to_owned(), value))))
+            Record::Connection { at_ms, step, attempt, connection } => {
+                let step_id = id_of(step)?;
+                match connection.decode() {
+                    Some(connection) => {
+                        let (ts, connection) = (timestamp(run, at_ms), Box::new(connection));
+                        BuildEvent::Connection { seq, step_id, attempt, ts, connection }
+                    }
+                    None => unknown_record(CONNECTION_KIND, seq),
+                }
             }
+            Record::Unknown { kind } => unknown_record(kind, seq),
         };
         self.seq += 1;
         Ok(Next::Event(event))
@@ -427,6 +434,12 @@ impl LineOf {
         };
         BuildEvent::StepLog { seq, step_id, stream, line, ts, attempt, partial }
     }
+}
+
+/// Returns the event of a record of a newer version.
+fn unknown_record(kind: u32, seq: u64) -> BuildEvent {
+    let fields = [("kind", "unknown_record".into()), ("record", kind.into()), ("seq", seq.into())];
+    BuildEvent::Unknown(Map::from_iter(fields.map(|(name, value)| (name.to_owned(), value))))
 }
 
 fn timestamp(run: &RunTable, at_ms: u64) -> DateTime<Utc> {

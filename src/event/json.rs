@@ -8,7 +8,7 @@ use super::BuildEvent;
 
 /// The tags that [`BuildEvent`] knows: an event with one of these that does not decode is an error, not an
 /// unknown event.
-const KNOWN_KINDS: [&str; 12] = [
+const KNOWN_KINDS: [&str; 13] = [
     "build_start",
     "build_accepted",
     "step_queued",
@@ -20,6 +20,7 @@ const KNOWN_KINDS: [&str; 12] = [
     "step_retry",
     "step_end",
     "chain_failed",
+    "connection",
     "build_end",
 ];
 

@@ -17,6 +17,7 @@
 mod attempt;
 mod batch;
 mod bus;
+mod connections;
 mod create;
 mod cursor;
 mod follow;
@@ -41,10 +42,11 @@ mod writer;
 
 pub use crate::{
     log_file::LogFile,
-    model::{BuildRef, CacheMissReason, StdStream},
+    model::{BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, StdStream},
 };
 pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;
+pub use connections::{ConnectionRecord, connections};
 pub use create::{RunDir, create};
 pub use follow::{Followed, JournalFollower, follow, is_running};
 pub use frames::JournalError;

@@ -13,7 +13,7 @@
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheMissReason, RunMeta, StdStream};
+use super::{CacheMissReason, RunMeta, StdStream, connections::ConnectionFields};
 use crate::model::{BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
@@ -102,6 +102,13 @@ pub(super) enum Record<'a> {
         reason: u8,
         message: Option<&'a str>,
     },
+    Connection {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        #[serde(borrow)]
+        connection: ConnectionFields<'a>,
+    },
     /// A kind of a newer version. It is never written.
     #[serde(skip)]
     Unknown {
@@ -109,8 +116,11 @@ pub(super) enum Record<'a> {
     },
 }
 
+/// The number of [`Record::Connection`].
+pub(super) const CONNECTION_KIND: u32 = 8;
+
 /// The number of record kinds.
-const KNOWN_KINDS: u32 = 8;
+const KNOWN_KINDS: u32 = 9;
 
 impl<'a> Record<'a> {
     /// Decodes a frame's payload.
@@ -297,6 +307,7 @@ pub(super) const fn build_status_of(code: u8) -> Option<BuildStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Connection, ConnectionEnd, Protocol};
 
     fn payload_of(record: Record<'_>) -> Vec<u8> {
         let mut frame = Vec::new();
@@ -325,11 +336,17 @@ mod tests {
 
     #[test]
     fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
-        let last = Record::StepCacheMiss { at_ms: 1, step: 2, reason: 0, message: None };
+        let connection = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
+        let last = Record::Connection {
+            at_ms: 1,
+            step: 2,
+            attempt: 1,
+            connection: ConnectionFields::of(&connection, (None, None)),
+        };
         let payload = payload_of(last);
         assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
         assert_eq!(Record::decode(&payload), Ok(last));
-        assert_eq!(Record::decode(&[8, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+        assert_eq!(Record::decode(&[9, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
     }
 
     #[test]

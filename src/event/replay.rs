@@ -92,6 +92,21 @@ fn refined_status(code: u8, trailing: &[u8]) -> Option<StepStatus> {
     Some(decode_end(trailing).map_or(status, |fields| fields.refine(status)))
 }
 
+/// Calls `show` with the run's constant data and each record of the journal in `dir`, until it returns false.
+/// Unreadable parts of a truncated journal are left out.
+pub(super) fn records(dir: &Path, mut show: impl FnMut(&RunMeta, Record<'_>) -> bool) -> Result<(), JournalError> {
+    let journal = OpenJournal::open(dir)?;
+    let mut frames = Frames::new(journal_path(dir), journal.first_record);
+    while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
+        if let Ok(record) = Record::decode(payload)
+            && !show(&journal.meta, record)
+        {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// The state of a step in a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{ArtifactRef, BuildRef, CacheMissReason, SnapshotRef, StdStream, StepStatus, StepUsage};
+use crate::model::{ArtifactRef, BuildRef, CacheMissReason, Connection, SnapshotRef, StdStream, StepStatus, StepUsage};
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
 /// or is removed.
@@ -200,6 +200,22 @@ pub enum BuildEvent {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         usage: Option<StepUsage>,
     },
+    /// A connection of a step with a network of its own ended, or the step may not make it.
+    Connection {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step.
+        step_id: Uuid,
+        /// The attempt.
+        #[serde(default = "first")]
+        attempt: u32,
+        /// The time of its end.
+        ts: DateTime<Utc>,
+        /// The connection.
+        #[serde(flatten)]
+        connection: Box<Connection>,
+    },
     /// A chain ends here, because this step of it failed.
     ChainFailed {
         /// Position in the stream.
@@ -250,6 +266,7 @@ impl BuildEvent {
             | Self::StepCacheMiss { seq, .. }
             | Self::StepRetry { seq, .. }
             | Self::StepEnd { seq, .. }
+            | Self::Connection { seq, .. }
             | Self::ChainFailed { seq, .. }
             | Self::BuildEnd { seq, .. } => *seq,
             Self::Unknown(fields) => fields.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),

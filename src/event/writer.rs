@@ -190,7 +190,7 @@ impl Drop for EventWriter {
 
 impl Shared {
     /// Returns `text` without secrets.
-    fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    pub(super) fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.masker {
             Some(masker) => masker.mask_text(text),
             None => Cow::Borrowed(text),

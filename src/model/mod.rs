@@ -6,6 +6,8 @@
 //! [`crate::runner::SnapshotRef`].
 
 mod build;
+mod connection;
+mod egress;
 mod outcome_rules;
 mod pool;
 mod secrets;
@@ -14,6 +16,8 @@ mod step;
 mod usage;
 
 pub use build::{BuildRef, BuildStatus};
+pub use connection::{Connection, ConnectionEnd, Protocol};
+pub use egress::EgressRule;
 pub use outcome_rules::{OutcomeRules, SoftFail};
 pub use pool::Pool;
 pub use secrets::Secrets;

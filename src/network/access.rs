@@ -1,8 +1,10 @@
 //! What a step may connect to on the machine's network.
 
 use std::{
+    borrow::Cow,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
 use rustix::{
@@ -10,42 +12,79 @@ use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with},
 };
 
-use super::{addresses::Destination, packet::Unreachable, resolver};
+use super::{addresses::Destination, names::Names, packet::Unreachable, resolver};
+use crate::model::{EgressRule, Protocol};
 
 /// What a step may reach besides the rest of the world.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Access {
     /// The ports of the machine's loopback that are reachable under its name.
     pub(crate) host_ports: Vec<u16>,
+    /// The only destinations in the rest of the world, if they are listed.
+    pub(crate) egress: Option<Arc<[EgressRule]>>,
 }
+
+/// The port of TLS connections whose server's name is checked.
+const TLS_PORT: u16 = 443;
 
 /// What to do for a destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Way {
     /// Connect to the first of these addresses that accepts.
     To(Vec<SocketAddr>),
-    /// Refuse, because the step may not go there.
-    Denied,
-    /// Refuse, because nothing is there.
-    Refused,
+    /// Connect to this address, and go on if the step then wants a server whose name is allowed.
+    Named(SocketAddr),
+    /// Ask the machine's resolvers, which have these addresses.
+    Resolver(Vec<SocketAddr>),
+    /// Refuse, because the step may not go there, for this reason.
+    Blocked(Cow<'static, str>),
 }
 
 impl Access {
-    /// Returns what to do for a connection to `to`.
+    /// Returns what to do for a connection, or a datagram, to `to`.
     ///
     /// # Errors
     /// Returns an error if the machine has no descriptor left to find that out.
-    pub(super) fn way(&self, to: SocketAddr) -> io::Result<Way> {
+    pub(super) fn way(&self, protocol: Protocol, to: SocketAddr, names: &Names) -> io::Result<Way> {
+        const OWN: &str = "it is an address of this machine: list the port in `host_ports`";
         Ok(match Destination::of(to) {
-            Destination::Blocked => Way::Denied,
-            Destination::Resolver => Way::To(resolver::servers()),
+            Destination::Blocked => Way::Blocked("no step may reach this address".into()),
+            Destination::Resolver => Way::Resolver(resolver::servers()),
             Destination::Machine(port) if self.host_ports.contains(&port) => {
                 Way::To(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()])
             }
-            Destination::Machine(_) => Way::Refused,
-            Destination::Far(to) if is_own(to.ip())? => Way::Denied,
-            Destination::Far(to) => Way::To(vec![to]),
+            Destination::Machine(port) => Way::Blocked(format!("{port} is not in `host_ports`").into()),
+            Destination::Far(to) if is_own(to.ip())? => Way::Blocked(OWN.into()),
+            Destination::Far(to) => match &self.egress {
+                Some(rules) => listed(rules, protocol, to, names),
+                None => Way::To(vec![to]),
+            },
         })
+    }
+
+    /// Returns whether the step may reach a server with this name, in lower case, by TLS.
+    pub(super) fn allows_server(&self, name: &str) -> bool {
+        let Some(rules) = &self.egress else { return true };
+        rules.iter().any(|rule| rule.allows_name(name, Some(TLS_PORT)))
+    }
+}
+
+/// Returns what to do for a destination in the rest of the world, if `rules` list what is allowed.
+fn listed(rules: &[EgressRule], protocol: Protocol, to: SocketAddr, names: &Names) -> Way {
+    let (ip, port) = (to.ip(), to.port());
+    if rules.iter().any(|rule| rule.allows_address(ip, port)) {
+        return Way::To(vec![to]);
+    }
+    let is_listed = names.any(ip, |name| rules.iter().any(|rule| rule.allows_name(name, Some(port))));
+    match (is_listed, port, protocol) {
+        // An address has many names, so the one of the handshake counts, too.
+        (true, TLS_PORT, Protocol::Tcp) => Way::Named(to),
+        (true, TLS_PORT, _) => Way::Blocked("names cannot be checked in QUIC: only TCP may go to port 443".into()),
+        (true, ..) => Way::To(vec![to]),
+        (false, ..) => {
+            let host = names.host(ip).map_or_else(|| to.to_string(), |name| format!("{name}:{port}"));
+            Way::Blocked(format!("`egress` has no entry for {host}").into())
+        }
     }
 }
 
@@ -126,16 +165,39 @@ mod tests {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("192.0.2.1:9").is_ok() {
             let own = socket.local_addr().unwrap().ip();
-            assert_eq!(Access::default().way((own, 80).into()).unwrap(), Way::Denied, "{own}");
+            assert!(is_blocked(&Access::default(), (own, 80).into()), "{own}");
         }
     }
 
     #[test]
     fn ports_of_the_machine_are_open_if_they_are_listed() {
-        let access = Access { host_ports: vec![5000] };
+        let access = Access { host_ports: vec![5000], egress: Some([].into()) };
         let to = |port| SocketAddr::from(([10, 0, 2, 2], port));
-        assert_eq!(access.way(to(5001)).unwrap(), Way::Refused);
-        assert!(matches!(access.way(to(5000)).unwrap(), Way::To(to) if to[0] == "127.0.0.1:5000".parse().unwrap()));
-        assert_eq!(access.way("127.0.0.1:5000".parse().unwrap()).unwrap(), Way::Denied);
+        assert!(is_blocked(&access, to(5001)));
+        let Way::To(way) = way(&access, Protocol::Tcp, to(5000)) else { panic!("another way") };
+        assert_eq!(way[0], "127.0.0.1:5000".parse().unwrap());
+        assert!(is_blocked(&access, "127.0.0.1:5000".parse().unwrap()));
+    }
+
+    fn way(access: &Access, protocol: Protocol, to: SocketAddr) -> Way {
+        access.way(protocol, to, &Names::default()).unwrap()
+    }
+
+    fn is_blocked(access: &Access, to: SocketAddr) -> bool {
+        matches!(way(access, Protocol::Tcp, to), Way::Blocked(_))
+    }
+
+    #[test]
+    fn listed_networks_are_reached_and_addresses_without_a_listed_name_are_not() {
+        let rules = ["192.0.2.0/24:443", "127.0.0.0/8", "a.example"].map(|rule| rule.parse().unwrap());
+        let access = Access { host_ports: vec![], egress: Some(rules.into()) };
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let to = "192.0.2.9:443".parse().unwrap();
+            assert_eq!(way(&access, protocol, to), Way::To(vec![to]));
+        }
+        for address in ["192.0.2.9:80", "198.51.100.1:443", "[2001:db8::1]:443", "127.0.0.1:80"] {
+            assert!(is_blocked(&access, address.parse().unwrap()), "{address}");
+        }
+        assert!(access.allows_server("a.example") && !access.allows_server("b.example"));
     }
 }

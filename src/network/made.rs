@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Made {
     pub(super) namespace: OwnedFd,
     pub(super) tun: OwnedFd,
+    /// The file with the namespace's counters.
+    pub(super) counters: OwnedFd,
     pub(super) listeners: Vec<OwnedFd>,
     /// Whether the namespace can be used by one step after the other.
     pub(super) reusable: bool,
@@ -56,9 +58,9 @@ pub(super) async fn make(zygote: &Zygote) -> Result<Made, NetworkError> {
     let mut fds = fds.into_iter();
     match postcard::from_bytes(&message).map_err(io::Error::other)? {
         Report::Failed(error) => Err(NetworkError::Setup(error)),
-        Report::Network { reusable } => match (fds.next(), fds.next()) {
-            (Some(namespace), Some(tun)) => {
-                let made = Made { namespace, tun, listeners: fds.collect(), reusable };
+        Report::Network { reusable } => match (fds.next(), fds.next(), fds.next()) {
+            (Some(namespace), Some(tun), Some(counters)) => {
+                let made = Made { namespace, tun, counters, listeners: fds.collect(), reusable };
                 // Without a listener, which is lost if this process can open no more, connections would hang.
                 if made.listeners.is_empty() { Err(io::Error::from(Errno::MFILE).into()) } else { Ok(made) }
             }

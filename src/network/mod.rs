@@ -5,17 +5,23 @@
 //!                                                                      │
 //!              packet ◀─ nat ◀─ frames of the TUN ◀────────────────────┤
 //!              relay  ◀─ tcp ◀─ SYN: access, connect, accept ◀─────────┤
-//!              resolver, udp ◀─ datagrams ◀────────────────────────────┘
+//!              resolver, udp ◀─ datagrams: access, names ◀─────────────┘
 //! ```
 //!
 //! Input: what a step may reach. Output: a namespace that the step enters, and a log of its connections.
-//! `packet` and `nat` do no input or output: a step may send them anything.
+//! `packet`, `nat`, `names` and `hello` do no input or output: a step may send them anything.
 
 mod access;
 mod addresses;
+mod counters;
 mod dns;
+mod dns_stream;
+mod hello;
+#[cfg(test)]
+mod hello_oracle;
 mod log;
 mod made;
+mod names;
 mod nat;
 #[cfg(test)]
 mod nat_oracle;
@@ -29,6 +35,7 @@ mod thread;
 mod udp;
 
 pub(crate) use access::Access;
+pub(crate) use log::{ConnectionSink, NetworkSummary};
 pub(crate) use made::NetworkError;
 pub(crate) use pool::{Network, Networks};
 pub(crate) use resolver::config as resolver_config;

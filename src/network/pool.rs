@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     access::Access,
-    log::ConnectionLog,
+    log::{ConnectionSink, NetworkSummary},
     made::{NetworkError, make},
     thread::{Namespace, Serving, Thread},
 };
@@ -38,13 +38,18 @@ pub(crate) struct Network {
 }
 
 impl Networks {
-    /// Returns a network for a step that `zygote` will start.
+    /// Returns a network for a step that `zygote` will start. Its connections go to `sink`.
     ///
     /// # Errors
     /// Returns an error if a namespace is needed and cannot be made.
-    pub(crate) async fn enter(&self, zygote: &Arc<Zygote>, access: Access) -> Result<Network, NetworkError> {
+    pub(crate) async fn enter(
+        &self,
+        zygote: &Arc<Zygote>,
+        access: Access,
+        sink: ConnectionSink,
+    ) -> Result<Network, NetworkError> {
         let namespace = self.namespace(zygote).await?;
-        let serving = namespace.serve(access)?;
+        let serving = namespace.serve(access, sink)?;
         Ok(Network { pool: Arc::clone(&self.0), zygote: Arc::downgrade(zygote), namespace, serving })
     }
 
@@ -97,21 +102,21 @@ impl Network {
         self.namespace.namespace.as_fd()
     }
 
-    /// Ends the network of a step whose processes are dead, and returns the step's connections.
+    /// Ends the network of a step whose processes are dead. All of the step's connections are then recorded.
     ///
     /// # Cancel safety
     /// If the future is dropped, the namespace is not used again.
-    pub(crate) async fn end(self) -> ConnectionLog {
+    pub(crate) async fn end(self) -> NetworkSummary {
         match self.serving.end().await {
-            Ok(log) => {
+            Ok(summary) => {
                 if self.namespace.reusable {
                     self.pool.lock().give_back(&self.zygote, self.namespace);
                 }
-                log
+                summary
             }
             Err(error) => {
                 tracing::warn!(%error, "the network of a step broke");
-                ConnectionLog::default()
+                NetworkSummary::default()
             }
         }
     }

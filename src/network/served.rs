@@ -6,6 +6,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,12 +21,17 @@ use tokio::{
 use super::{
     access::Access,
     addresses::neighbour,
-    log::{ConnectionLog, Recorder},
+    counters::Counters,
+    log::{ConnectionSink, NetworkSummary, Recorder},
+    names::Names,
     nat::{Nat, Verdict},
     relay::{Pipes, reset},
     tcp, udp,
 };
-use crate::jail::network::{FRAME_HEADER_BYTES, MAX_PACKET_BYTES};
+use crate::{
+    jail::network::{FRAME_HEADER_BYTES, MAX_PACKET_BYTES},
+    model::{Connection, ConnectionEnd, Protocol},
+};
 
 /// The most frames that are handled before others get their turn.
 const BUDGET: usize = 64;
@@ -42,6 +48,7 @@ pub(super) type Tasks = JoinSet<()>;
 pub(super) struct Devices {
     pub(super) tun: AsyncFd<OwnedFd>,
     pub(super) listeners: Vec<TcpListener>,
+    pub(super) counters: Counters,
 }
 
 /// What the tasks of a step share.
@@ -49,6 +56,7 @@ pub(super) struct Devices {
 pub(super) struct Served {
     devices: Rc<Devices>,
     pub(super) access: Access,
+    pub(super) names: Names,
     pub(super) nat: RefCell<Nat>,
     /// The connections that wait until the listener accepts them, by the neighbour's port.
     pub(super) waiting: RefCell<HashMap<u16, oneshot::Sender<TcpStream>>>,
@@ -59,6 +67,13 @@ pub(super) struct Served {
 }
 
 impl Served {
+    /// Records that the step may not ask for a name.
+    pub(super) fn record_blocked_name(&self, name: Arc<str>) {
+        let reason = format!("`egress` has no entry for {name}").into();
+        let blocked = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
+        self.recorder.record(Connection { host: Some(name), reason: Some(reason), ..blocked });
+    }
+
     /// Writes a frame, if there is one, to the device.
     pub(super) fn write(&self, frame: Option<Vec<u8>>) {
         if let Some(frame) = frame {
@@ -133,20 +148,22 @@ impl Served {
     }
 }
 
-/// Serves a step until `end` says that it is dead. Returns its connections. The namespace is then as before.
+/// Serves a step until `end` says that it is dead. The namespace is then as before.
 pub(super) async fn serve(
     devices: &Rc<Devices>,
-    access: Access,
+    (access, sink): (Access, ConnectionSink),
     pipes: &Rc<Pipes>,
     end: oneshot::Receiver<()>,
-) -> io::Result<ConnectionLog> {
+) -> io::Result<NetworkSummary> {
+    let before = devices.counters.read();
     let served = Rc::new(Served {
         devices: Rc::clone(devices),
+        names: Names::new(access.egress.clone()),
         access,
         nat: RefCell::default(),
         waiting: RefCell::default(),
         sockets: udp::Sockets::default(),
-        recorder: Recorder::default(),
+        recorder: Recorder::new(sink),
         pipes: Rc::clone(pipes),
         buffer: RefCell::default(),
     });
@@ -176,10 +193,13 @@ pub(super) async fn serve(
             }
         }
     }
+    let after = devices.counters.read();
     // Resets all connections.
     tasks.shutdown().await;
     served.wind_up(&mut buffer)?;
-    Ok(served.recorder.take())
+    let (summary, refused) = served.recorder.finish();
+    let refused_within = before.zip(after).is_some_and(|(before, after)| after.has_refused_within(before, refused));
+    Ok(NetworkSummary { refused_within, ..summary })
 }
 
 /// Logs the panic of a task. Its connection is reset, and the step goes on.

@@ -11,7 +11,8 @@ use tokio::{
 
 use super::{
     access::Access,
-    log::ConnectionLog,
+    counters::Counters,
+    log::{ConnectionSink, NetworkSummary},
     made::Made,
     relay::Pipes,
     served::{Devices, serve},
@@ -27,11 +28,11 @@ pub(super) struct Namespace {
 }
 
 /// A step in a namespace.
-#[derive(Debug)]
 struct Step {
     access: Access,
+    sink: ConnectionSink,
     end: oneshot::Receiver<()>,
-    done: oneshot::Sender<io::Result<ConnectionLog>>,
+    done: oneshot::Sender<io::Result<NetworkSummary>>,
 }
 
 /// A step that is being served.
@@ -39,12 +40,12 @@ struct Step {
 pub(super) struct Serving {
     /// Dropping it ends the service.
     end: oneshot::Sender<()>,
-    done: oneshot::Receiver<io::Result<ConnectionLog>>,
+    done: oneshot::Receiver<io::Result<NetworkSummary>>,
 }
 
 impl Serving {
-    /// Ends the service, and returns the step's connections when the namespace is as before.
-    pub(super) async fn end(self) -> io::Result<ConnectionLog> {
+    /// Ends the service, and returns what the step's connections say when the namespace is as before.
+    pub(super) async fn end(self) -> io::Result<NetworkSummary> {
         drop(self.end);
         self.done.await.map_err(|_| gone())?
     }
@@ -52,9 +53,9 @@ impl Serving {
 
 impl Namespace {
     /// Starts to serve a step.
-    pub(super) fn serve(&self, access: Access) -> io::Result<Serving> {
+    pub(super) fn serve(&self, access: Access, sink: ConnectionSink) -> io::Result<Serving> {
         let ((end, ends), (done, is_done)) = (oneshot::channel(), oneshot::channel());
-        self.steps.send(Step { access, end: ends, done }).map_err(|_| gone())?;
+        self.steps.send(Step { access, sink, end: ends, done }).map_err(|_| gone())?;
         Ok(Serving { end, done: is_done })
     }
 }
@@ -114,9 +115,9 @@ async fn run(mut adopted: mpsc::UnboundedReceiver<(Made, mpsc::UnboundedReceiver
 /// Serves one step of a namespace after the other.
 async fn serve_steps(made: Made, mut steps: mpsc::UnboundedReceiver<Step>, pipes: Rc<Pipes>) {
     let mut devices = registered(made).map(Rc::new);
-    while let Some(Step { access, end, done }) = steps.recv().await {
+    while let Some(Step { access, sink, end, done }) = steps.recv().await {
         let served = match &devices {
-            Ok(devices) => serve(devices, access, &pipes, end).await,
+            Ok(devices) => serve(devices, (access, sink), &pipes, end).await,
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
         if let Err(error) = &served {
@@ -134,5 +135,6 @@ fn registered(made: Made) -> io::Result<Devices> {
         // The maker made it non-blocking.
         tokio::net::TcpListener::from_std(TcpListener::from(listener))
     });
-    Ok(Devices { tun, listeners: listeners.collect::<io::Result<_>>()? })
+    let counters = Counters::new(made.counters);
+    Ok(Devices { tun, listeners: listeners.collect::<io::Result<_>>()?, counters })
 }

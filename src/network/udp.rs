@@ -9,6 +9,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,13 +22,14 @@ use tokio::{io::Interest, net::UdpSocket, task::AbortHandle, time::Instant};
 use super::{
     access::{Way, is_within, why_unreachable},
     addresses::{Destination, machine},
-    dns,
-    log::{Connection, ConnectionEnd, Protocol},
+    log::connection,
+    names::Asked,
     nat::Datagram,
     packet::{self, Unreachable},
     resolver,
     served::{Served, Tasks},
 };
+use crate::model::{Connection, ConnectionEnd, Protocol};
 
 /// The most sockets for datagrams of a step.
 const MAX_SOCKETS: usize = 256;
@@ -56,9 +58,12 @@ struct Open {
 #[derive(Debug)]
 struct Socket {
     udp: UdpSocket,
+    since: Instant,
     used: Cell<Instant>,
     sent: Cell<u64>,
     received: Cell<u64>,
+    /// Whether the destination has refused a datagram.
+    is_refused: Cell<bool>,
 }
 
 /// Sends a datagram of the step.
@@ -79,20 +84,29 @@ pub(super) fn send_datagram(served: &Rc<Served>, tasks: &mut Tasks, datagram: &D
     }
 }
 
-/// Asks the machine's resolvers.
+/// Answers a question for a name, or asks the machine's resolvers.
 fn question(served: &Rc<Served>, tasks: &mut Tasks, datagram: &Datagram, content: &[u8]) {
     let asked = &served.sockets.questions;
     if asked.get() >= MAX_QUESTIONS {
         return;
     }
-    if let Some(answer) = dns::own_answer(content) {
-        return served.write(packet::datagram(datagram.to, datagram.from, &answer));
+    match served.names.ask(content) {
+        Asked::Answered(answer) => return served.write(packet::datagram(datagram.to, datagram.from, &answer)),
+        Asked::Blocked(answer, name) => {
+            served.record_blocked_name(name);
+            return served.write(packet::datagram(datagram.to, datagram.from, &answer));
+        }
+        Asked::Drop => return,
+        Asked::Pass => {}
     }
     asked.set(asked.get() + 1);
     let (served, from, to, content) = (Rc::clone(served), datagram.from, datagram.to, content.to_vec());
     tasks.spawn_local(async move {
         match resolver::ask(&content).await {
-            Ok(answer) => served.write(packet::datagram(to, from, &answer)),
+            Ok(answer) => {
+                let answer = served.names.answered(&content, answer);
+                served.write(packet::datagram(to, from, &answer));
+            }
             Err(error) => tracing::debug!(%error, "no resolver of this machine answers"),
         }
         let asked = &served.sockets.questions;
@@ -106,26 +120,24 @@ fn socket(served: &Rc<Served>, tasks: &mut Tasks, datagram: &Datagram) -> io::Re
     if let Some(open) = served.sockets.open.borrow().get(&key) {
         return Ok(Rc::clone(&open.socket));
     }
-    let record = |end| {
-        let (protocol, to) = (Protocol::Udp, datagram.to);
-        served.recorder.record(Connection { protocol, to, end, sent: 0, received: 0 });
+    let record = |end, reason: Option<Arc<str>>| {
+        let host = served.names.host(datagram.to.ip());
+        served.recorder.record(Connection { host, reason, ..connection(Protocol::Udp, datagram.to, end) });
     };
-    let address = match served.access.way(datagram.to)? {
-        Way::To(addresses) => addresses.first().copied(),
-        Way::Denied => {
-            record(ConnectionEnd::Denied);
-            None
-        }
-        Way::Refused => {
-            record(ConnectionEnd::Refused);
+    let address = match served.access.way(Protocol::Udp, datagram.to, &served.names)? {
+        Way::To(addresses) | Way::Resolver(addresses) => addresses.first().copied(),
+        Way::Named(address) => Some(address),
+        Way::Blocked(reason) => {
+            record(ConnectionEnd::Blocked, Some(reason.into()));
             None
         }
     };
     let address = address.ok_or(io::ErrorKind::ConnectionRefused)?;
     make_room(served);
-    let socket = connected(address).inspect_err(|_| record(ConnectionEnd::Unreachable))?;
-    let idle = (Cell::new(Instant::now()), Cell::new(0), Cell::new(0));
-    let socket = Rc::new(Socket { udp: socket, used: idle.0, sent: idle.1, received: idle.2 });
+    let socket = connected(address).inspect_err(|_| record(ConnectionEnd::Unreachable, None))?;
+    let now = Instant::now();
+    let (used, sent, received, is_refused) = (Cell::new(now), Cell::new(0), Cell::new(0), Cell::new(false));
+    let socket = Rc::new(Socket { udp: socket, since: now, used, sent, received, is_refused });
     let record = Recording { served: Rc::clone(served), socket: Rc::clone(&socket), to: datagram.to };
     let task = tasks.spawn_local(receive(record, key));
     served.sockets.open.borrow_mut().insert(key, Open { socket: Rc::clone(&socket), task });
@@ -164,6 +176,7 @@ impl Socket {
         };
         let sent = send();
         if sent == Err(Errno::CONNREFUSED) {
+            self.is_refused.set(true);
             // That is what came of an earlier datagram. The step learns it, and this one is sent.
             let _ = send();
         }
@@ -180,12 +193,15 @@ struct Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
+        let Socket { since, used, sent, received, is_refused, .. } = &*self.socket;
+        let end = if is_refused.get() && received.get() == 0 { ConnectionEnd::Refused } else { ConnectionEnd::Closed };
+        let duration_ms = used.get().duration_since(*since).as_millis();
         self.served.recorder.record(Connection {
-            protocol: Protocol::Udp,
-            to: self.to,
-            end: ConnectionEnd::Closed,
-            sent: self.socket.sent.get(),
-            received: self.socket.received.get(),
+            host: self.served.names.host(self.to.ip()),
+            sent: sent.get(),
+            received: received.get(),
+            duration_ms: u64::try_from(duration_ms).unwrap_or(u64::MAX),
+            ..connection(Protocol::Udp, self.to, end)
         });
     }
 }
@@ -202,6 +218,7 @@ async fn receive(record: Recording, (from, to): Key) {
                 let _ = socket.udp.try_io(Interest::ERROR, seen);
                 let error = socket.udp.take_error().ok().flatten().map(|error| error.kind());
                 if error == Some(io::ErrorKind::ConnectionRefused) {
+                    socket.is_refused.set(true);
                     // About a datagram that was like this one.
                     let sent = packet::datagram(from, to, &[]);
                     served.write(sent.and_then(|sent| packet::unreachable(to.ip(), &sent, Unreachable::Port)));

@@ -226,9 +226,10 @@ impl<'a> Binder<'a> {
     /// Returns the step with the options' network, if it names none and its runner can provide that one.
     fn with_network(&self, step: &Arc<CommandStep>, runner: &RunnerDescriptor) -> Arc<CommandStep> {
         let name = match self.options.network {
-            // That is the default.
-            None | Some(Network::Host) => return Arc::clone(step),
-            Some(Network::Private) => "private",
+            // That is the default, on runners that have such networks.
+            None | Some(Network::Private) => return Arc::clone(step),
+            Some(Network::Host) if !runner.capabilities.private_network => return Arc::clone(step),
+            Some(Network::Host) => "host",
             Some(Network::None) => "none",
         };
         let mut args = match &step.runner_args {

@@ -44,6 +44,9 @@ pub struct RunnerCapabilities {
     pub limits: bool,
     /// Runs a step without a network if its `runner_args` request that: [`Limits::network`](super::Limits).
     pub network: bool,
+    /// Gives each step a network of its own, unless its `runner_args` name another:
+    /// [`Network::Private`](super::Network).
+    pub private_network: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

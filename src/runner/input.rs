@@ -116,13 +116,16 @@ pub struct StepResult {
     /// What the command used of the machine, if the runner knows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<StepUsage>,
+    /// What may explain a failure to the user, if the exit code is not 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl StepResult {
     /// Returns the result of a command that exited with `exit_code`, without a snapshot or artifacts.
     #[must_use]
     pub fn exited(exit_code: i32) -> Self {
-        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None }
+        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None, hint: None }
     }
 
     /// Sets the snapshot of the step's filesystem, if one was committed.
@@ -135,5 +138,11 @@ impl StepResult {
     #[must_use]
     pub fn with_usage(self, usage: Option<StepUsage>) -> Self {
         Self { usage, ..self }
+    }
+
+    /// Sets what may explain a failure to the user.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
     }
 }

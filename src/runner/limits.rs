@@ -5,6 +5,7 @@ use std::{
     borrow::Cow,
     fmt,
     num::{NonZeroU16, NonZeroU64},
+    sync::Arc,
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
 use super::{ArgsError, RunnerError};
-use crate::size;
+use crate::{model::EgressRule, size};
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
 /// capability.
@@ -33,6 +34,12 @@ pub struct Limits {
     #[serde(deserialize_with = "ports")]
     #[schemars(with = "Vec<NonZeroU16>")]
     pub host_ports: Vec<u16>,
+    /// The only destinations that a step with a private network may reach, besides `host_ports`: names, names
+    /// below a domain, addresses and networks, each with or without a port, such as `crates.io:443`,
+    /// `*.debian.org` and `10.0.0.0/8`.
+    #[serde(deserialize_with = "egress")]
+    #[schemars(with = "Vec<String>")]
+    pub egress: Option<Arc<[EgressRule]>>,
 }
 
 impl Limits {
@@ -50,29 +57,59 @@ impl Limits {
     }
 }
 
-/// Checks the network of a step on a runner whose steps may have one of their own.
+/// Checks the network of a step on a runner whose steps may have one of their own, which is the default.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
-    if is_private(args) || !has_host_ports(args) {
-        return Ok(());
+    match for_private_networks(args) {
+        Some(name) if !wants_private(Some(args)) => {
+            let message = "this is for steps with a network of their own: leave `network` out";
+            Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+        }
+        _ => Ok(()),
     }
-    let message = "these ports are for steps with a network of their own: set `\"network\": \"private\"`";
-    Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() })
+}
+
+/// Does the same as [`check_network`] for a runner whose steps cannot reach ports of the machine.
+pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
+    if has_host_ports(args) {
+        let message = "this runner's machines cannot reach ports of this machine: use the runner `sandbox`";
+        return Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() });
+    }
+    check_network(args)
+}
+
+/// Does the same as [`check_network`] for a runner that connects the networks of steps by other means than
+/// this program.
+pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
+    match for_private_networks(args) {
+        Some(name) => {
+            let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
+            Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
-    let name = match is_private(args) {
-        true => "network",
-        false if has_host_ports(args) => "host_ports",
-        false => return Ok(()),
+    let name = match for_private_networks(args) {
+        _ if args["network"] == "private" => "network",
+        Some(name) => name,
+        None => return Ok(()),
     };
     let message = "this runner has no private networks: use \"host\" or \"none\"";
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
 }
 
-/// Returns whether a step asks for a network of its own, which a runner cannot always provide.
-pub(crate) fn is_private(args: &Value) -> bool {
-    args["network"] == "private"
+/// Returns whether a step with these arguments has a network of its own, on a runner that has such.
+pub(crate) fn wants_private(args: Option<&Value>) -> bool {
+    args.and_then(|args| args.get("network")).is_none_or(|network| network == "private")
+}
+
+/// Returns the first argument that only steps with a network of their own have.
+fn for_private_networks(args: &Value) -> Option<&'static str> {
+    // An empty list allows nothing.
+    let has_egress = !args["egress"].is_null();
+    if has_host_ports(args) { Some("host_ports") } else { has_egress.then_some("egress") }
 }
 
 fn has_host_ports(args: &Value) -> bool {
@@ -83,14 +120,22 @@ fn has_host_ports(args: &Value) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Network {
-    /// The network of this machine. This is the default because CI steps install packages.
-    #[default]
+    /// The network of this machine.
     Host,
     /// A network of the step's own, with its own ports and loopback. Names and other machines are reachable,
-    /// this machine is not.
+    /// this machine is not. This is the default, on runners that have such networks.
+    #[default]
     Private,
     /// Only a loopback device of its own.
     None,
+}
+
+fn egress<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<[EgressRule]>>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let rules = texts.iter().map(|text| {
+        text.parse().map_err(|error| de::Error::custom(format_args!("wrong entry `{text}` of `egress`: {error}")))
+    });
+    rules.collect::<Result<Arc<_>, _>>().map(Some)
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
@@ -212,15 +257,44 @@ mod tests {
         assert_eq!(check_network(&private), Ok(()));
         let error = check_shared_network(&private).unwrap_err();
         assert_eq!(error.path, "runner_args.network");
-        for args in [json!({ "host_ports": [1] }), json!({ "network": "none", "host_ports": [1] })] {
-            for check in [check_network, check_shared_network] {
-                assert_eq!(check(&args).unwrap_err().path, "runner_args.host_ports");
-            }
+        for (network, allowed) in [("host", false), ("none", false), ("private", true)] {
+            let args = json!({ "network": network, "host_ports": [1] });
+            assert_eq!(check_network(&args).is_ok(), allowed, "{network}");
+        }
+        let ports = json!({ "host_ports": [1] });
+        assert_eq!(check_network(&ports), Ok(()), "the default");
+        for check in [check_bridged_network, check_shared_network] {
+            assert_eq!(check(&ports).unwrap_err().path, "runner_args.host_ports");
         }
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
-            assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
+            for check in [check_network, check_bridged_network, check_shared_network] {
+                assert_eq!(check(&args), Ok(()));
+            }
         }
+        assert_eq!(check_bridged_network(&json!({ "network": "private" })), Ok(()));
         assert!(parse(json!({ "host_ports": [0] })).is_err());
+        for check in [check_bridged_network, check_shared_network] {
+            assert_eq!(check(&json!({ "egress": [] })).unwrap_err().path, "runner_args.egress");
+        }
+        assert_eq!(check_listed_network(&json!({ "egress": [] })), Ok(()));
+        assert_eq!(check_listed_network(&ports).unwrap_err().path, "runner_args.host_ports");
+        let shared = json!({ "network": "host", "egress": ["a.example"] });
+        assert_eq!(check_network(&shared).unwrap_err().path, "runner_args.egress");
+        assert_eq!(parse(json!({})).unwrap().network, Network::Private);
+        assert!(wants_private(None) && wants_private(Some(&json!({ "memory": 1 }))));
+        assert!(!wants_private(Some(&json!({ "network": "host" }))));
+    }
+
+    #[test]
+    fn destinations_are_read_and_a_wrong_one_is_named() {
+        let egress = json!({ "network": "private", "egress": ["crates.io:443", "10.0.0.0/8"] });
+        assert_eq!(check_network(&egress), Ok(()));
+        assert_eq!(parse(egress).unwrap().egress.unwrap().len(), 2);
+        assert_eq!(parse(json!({ "egress": [] })).unwrap().egress.unwrap().len(), 0);
+        assert_eq!(parse(json!({})).unwrap().egress, None);
+        let error = parse(json!({ "egress": ["a.example", "https://b.example"] })).unwrap_err();
+        assert!(error.contains("`https://b.example`") && error.contains("URL"), "{error}");
+        assert!(parse(json!({ "egress": "a.example" })).is_err());
     }
 
     #[test]

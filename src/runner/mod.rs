@@ -35,7 +35,7 @@ pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
-pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef, StepUsage};
+pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
 pub use context::{CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
@@ -150,7 +150,9 @@ pub use error::{RunnerError, RunnerErrorKind};
 pub use hm_exec_macros::RunnerSet;
 pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
-pub(crate) use limits::{check_network, check_shared_network, is_private};
+pub(crate) use limits::{
+    check_bridged_network, check_listed_network, check_network, check_shared_network, wants_private,
+};
 pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;

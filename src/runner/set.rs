@@ -86,7 +86,16 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
     /// not answer within 30 seconds counts as unusable.
     fn probe_all(&self) -> impl Future<Output = Vec<Probe>> + Send {
         join_all(members(self).map(|(_, _, runner)| {
-            let answer = awake::timeout(PROBE_LIMIT, runner.probe());
+            let probe = Box::pin(async move {
+                match runner.probe().await {
+                    // Steps on the machine's network can run.
+                    Probe::Usable { note } if runner.capabilities().private_network => {
+                        with_network(note, runner.probe_network().await)
+                    }
+                    probe => probe,
+                }
+            });
+            let answer = awake::timeout(PROBE_LIMIT, probe);
             async { answer.await.unwrap_or_else(|| silent(PROBE_LIMIT)) }
         }))
     }
@@ -134,6 +143,17 @@ pub(crate) async fn probe_within<R: RunnerSet>(
         }
     });
     awake::timeout(limit, probe).await.unwrap_or_else(|| silent(limit))
+}
+
+/// Returns the result of a probe, with a note if steps cannot have networks of their own.
+fn with_network(note: Option<String>, network: Probe) -> Probe {
+    match network {
+        Probe::Usable { .. } => Probe::Usable { note },
+        Probe::Unusable { reason, hint } => {
+            let lacks = format!("{reason}; {hint}");
+            Probe::Usable { note: Some(note.map_or_else(|| lacks.clone(), |note| format!("{note}; {lacks}"))) }
+        }
+    }
 }
 
 /// Returns the result of a probe that did not end in time.

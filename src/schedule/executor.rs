@@ -108,9 +108,10 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
         _ => None,
     };
     let (end, message) = match ended {
-        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage }))) => {
+        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage, hint }))) => {
             let end = AttemptEnd::Exited(exit_code);
-            return AttemptReport { start: *start, end, snapshot, artifacts, usage, message: None };
+            let message = hint.filter(|_| exit_code != 0).map(Arc::from);
+            return AttemptReport { start: *start, end, snapshot, artifacts, usage, message };
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),

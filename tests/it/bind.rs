@@ -264,6 +264,7 @@ fn wrong_arguments_of_the_engine_are_all_reported_beside_those_of_the_runner() {
 fn steps_that_name_no_network_get_that_of_the_options_if_their_runner_has_it() {
     let mut runners = runners();
     runners[0].args = ArgsSchema::of::<Limits>();
+    runners[0].capabilities.private_network = true;
     let plan = plan(
         &[
             step("a", json!({})),
@@ -280,8 +281,8 @@ fn steps_that_name_no_network_get_that_of_the_options_if_their_runner_has_it() {
     };
     let unchanged = [json!(null), json!({ "network": "host" }), json!({ "cpus": 1 }), json!(null)];
     assert_eq!(args(None), unchanged);
-    assert_eq!(args(Some(Network::Host)), unchanged);
-    for (network, name) in [(Network::Private, "private"), (Network::None, "none")] {
+    assert_eq!(args(Some(Network::Private)), unchanged);
+    for (network, name) in [(Network::Host, "host"), (Network::None, "none")] {
         let mut expected = unchanged.clone();
         (expected[0], expected[2]) = (json!({ "network": name }), json!({ "cpus": 1, "network": name }));
         assert_eq!(args(Some(network)), expected);
@@ -312,7 +313,7 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
         ),
         (
             json!({ "disk": 1 }),
-            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`",
+            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`",
         ),
     ] {
         let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");

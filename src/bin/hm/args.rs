@@ -59,8 +59,9 @@ pub(crate) struct BindArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) runner: Option<String>,
 
-    /// The network of steps that do not name one: `private` is one of the step's own, from which this
-    /// machine's ports cannot be reached, `none` is a loopback device [env: HM_NETWORK]
+    /// The network of steps that do not name one: `private`, the default, is one of the step's own, from
+    /// which this machine's ports cannot be reached, `host` is this machine's, `none` is a loopback device
+    /// [env: HM_NETWORK]
     #[arg(long, value_name = "NETWORK", value_enum)]
     pub(crate) network: Option<NetworkArg>,
 

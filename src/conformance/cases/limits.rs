@@ -74,3 +74,21 @@ pub(in crate::conformance) async fn network_none(harness: &Harness<'_>) -> Resul
     )?;
     expect("whether there is a loopback device", devices.iter().any(|name| name == "lo"), true)
 }
+
+/// Checks that a step has ports of its own and a way out, unless it asks for the machine's network.
+pub(in crate::conformance) async fn network_private(harness: &Harness<'_>) -> Result<(), Broken> {
+    let failed = |error: std::io::Error| Broken::new(format!("this machine has no port left: {error}"));
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    // The address and the port of a socket that listens, and the destination of a default route.
+    let own = format!("0100007F:{port:04X} 00000000:0000 0A");
+    for args in [json!({}), json!({ "network": "private" })] {
+        let done = harness.step(Step::new("cat /proc/net/tcp /proc/net/route").args(args)).await?;
+        done.passed()?;
+        let lines = done.lines(StdStream::Stdout);
+        expect("whether the machine's loopback is shared", lines.iter().any(|line| line.contains(&own)), false)?;
+        let leads_out = |line: &&String| line.split_ascii_whitespace().nth(1) == Some("00000000");
+        expect("the number of default routes", lines.iter().filter(leads_out).count(), 1)?;
+    }
+    Ok(())
+}

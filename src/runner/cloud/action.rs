@@ -184,9 +184,9 @@ fn step_limits(limits: &Limits) -> step::Limits {
         cpus: limits.cpus.map(|cpus| cpus.0),
         pids: limits.pids.map(Into::into),
         network: match limits.network {
-            Network::Host => step::Network::Host,
-            // Binding refuses a private one.
-            Network::Private | Network::None => step::Network::None,
+            // Binding refuses a step that asks for a private one. It is also the default, of other runners.
+            Network::Host | Network::Private => step::Network::Host,
+            Network::None => step::Network::None,
         },
     }
 }

@@ -279,6 +279,8 @@ impl StepRunner for CloudRunner {
             isolation: true,
             limits: true,
             network: true,
+            // The engine decides.
+            private_network: false,
             images: ImageSupport::Portable,
         }
     }

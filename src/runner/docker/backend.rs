@@ -185,6 +185,10 @@ impl Docker {
         .boxed()
     }
 
+    fn boxed_probe_network(&self) -> BoxFuture<'_, Probe> {
+        async move { connection::probe_network(&connection::place(self.shared.host.as_deref())).await }.boxed()
+    }
+
     fn boxed_probe(&self) -> BoxFuture<'_, Probe> {
         async move { connection::probe(&connection::place(self.shared.host.as_deref())).await }.boxed()
     }
@@ -192,6 +196,8 @@ impl Docker {
 
 impl VmBackend for Docker {
     const NAME: &'static str = "docker";
+    /// Since 2, steps have a network of their own by default.
+    const CACHE_VERSION: u32 = 2;
     const LAYERS: bool = true;
     type Vm = Container;
 
@@ -231,6 +237,10 @@ impl VmBackend for Docker {
         self.boxed_probe().await
     }
 
+    async fn probe_network(&self) -> Probe {
+        self.boxed_probe_network().await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
             // Daemons drop all attributes except `security.capability` when they commit.
@@ -240,6 +250,7 @@ impl VmBackend for Docker {
             isolation: true,
             limits: true,
             network: true,
+            private_network: true,
             images: ImageSupport::Portable,
             ..RunnerCapabilities::default()
         }

@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
+use bollard::{API_DEFAULT_VERSION, Docker, errors::Error, query_parameters::InspectNetworkOptions};
 
 use crate::runner::Probe;
 
@@ -14,6 +14,9 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 
 const HINT: &str = "start Docker or Podman's service, or set its address with --docker-host, DOCKER_HOST, or `host` of \
                     [docker] in .hm/hm.toml";
+
+/// The daemon's network that gives each container a network namespace of its own.
+pub(super) const BRIDGE: &str = "bridge";
 
 /// Returns the daemon's address: the given one, the one in `DOCKER_HOST`, or the first socket that exists.
 pub(super) fn place(host: Option<&str>) -> String {
@@ -62,4 +65,20 @@ pub(super) async fn probe(place: &str) -> Probe {
     let version = info.server_version.unwrap_or_else(|| "unknown version".into());
     let driver = info.driver.map(|driver| format!(", {driver}")).unwrap_or_default();
     Probe::Usable { note: Some(format!("{version} at {place}{driver}")) }
+}
+
+/// Probes whether the daemon at `place` can give containers networks of their own.
+pub(super) async fn probe_network(place: &str) -> Probe {
+    let asked = async { connect(place).await?.inspect_network(BRIDGE, None::<InspectNetworkOptions>).await };
+    let reason = match tokio::time::timeout(PROBE_PATIENCE, asked).await {
+        Ok(Ok(_)) => return Probe::usable(),
+        Ok(Err(Error::DockerResponseServerError { status_code: 404, .. })) => {
+            format!("the daemon at {place} has no bridge, so steps cannot have networks of their own")
+        }
+        Ok(Err(error)) => format!("{place}: {error}"),
+        Err(_) => format!("{place} does not answer"),
+    };
+    let hint = "start the daemon with a bridge, or use the machine's network: `--network host`, or \
+                `\"network\": \"host\"` in `runner_args`";
+    Probe::unusable(reason, hint)
 }

@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     collect,
+    connection::BRIDGE,
     container_image::{ContainerImage, MAX_LAYERS},
     error::{self, is_missing},
     processes::Processes,
@@ -137,8 +138,9 @@ impl Container {
         let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
         let network = match self.limits.network {
             Network::Host => "host",
-            // Binding refuses a private one.
-            Network::Private | Network::None => "none",
+            // The daemon's default network: a network namespace for each container.
+            Network::Private => BRIDGE,
+            Network::None => "none",
         };
         let host_config = HostConfig {
             memory,

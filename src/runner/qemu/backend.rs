@@ -19,7 +19,7 @@ use crate::{
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner,
         image_notes::StepNotes,
-        sandbox::{SandboxBuilder, SandboxRunner},
+        sandbox::{ProgramNetwork, SandboxBuilder, SandboxRunner},
         vm::{BootContext, Output, VmBackend},
     },
     store::{Store, StoreHandle},
@@ -214,7 +214,8 @@ impl Qemu {
             let files = self.local.files(context, notes).await?;
             let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
             let host = Host { local: &self.local, store: &context.store, programs };
-            Ok(Machine::start(host, &template, files, limits).await?)
+            let network = ProgramNetwork::of(limits, output.bus, output.step_id);
+            Ok(Machine::start(host, &template, files, (limits, network)).await?)
         }
         .boxed()
     }
@@ -244,6 +245,9 @@ impl Qemu {
 
 impl VmBackend for Qemu {
     const NAME: &'static str = "vm";
+    /// Since 2, steps have a network of their own by default.
+    const CACHE_VERSION: u32 = 2;
+    const EGRESS: bool = true;
     const LAYERS: bool = true;
     type Vm = Machine;
 
@@ -282,6 +286,10 @@ impl VmBackend for Qemu {
         self.boxed_probe().await
     }
 
+    async fn probe_network(&self) -> Probe {
+        self.local.probe_network().await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         let RunnerCapabilities { ownership, xattrs, .. } = self.local.capabilities();
         RunnerCapabilities {
@@ -290,6 +298,7 @@ impl VmBackend for Qemu {
             isolation: true,
             limits: true,
             network: true,
+            private_network: true,
             images: ImageSupport::All,
             ..RunnerCapabilities::default()
         }

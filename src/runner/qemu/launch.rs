@@ -26,7 +26,7 @@ use super::{
 use crate::{
     guest,
     jail::FIRST_FD,
-    runner::sandbox::{Files, Program, SandboxRunner, Serving},
+    runner::sandbox::{Files, Program, ProgramNetwork, SandboxRunner, Serving},
     store::Store,
 };
 
@@ -57,6 +57,8 @@ pub(super) struct Launch<'a> {
     pub(super) state: Option<OwnedFd>,
     /// The files that the machine sees.
     pub(super) files: Option<&'a Files>,
+    /// The network of QEMU, which is that of the machine's network card.
+    pub(super) network: ProgramNetwork,
 }
 
 /// The running programs, and our ends of their channels.
@@ -184,7 +186,7 @@ impl Launch<'_> {
         }
         let argv = argv.into_iter().map(|argument| CString::new(argument.into_vec()));
         let argv = argv.collect::<Result<_, _>>().map_err(io::Error::other).doing("name QEMU's files")?;
-        let program = Program { argv, fds: fds.0, log: its_log.into(), isolate_network: !network };
+        let program = Program { argv, fds: fds.0, log: its_log.into(), network: self.network };
         let serving = local.serve(store, self.files, program).await?;
         let ours = |stream: StdUnixStream| {
             stream.set_nonblocking(true)?;

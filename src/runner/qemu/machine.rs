@@ -24,7 +24,7 @@ use crate::{
     model::{SnapshotRef, StdStream},
     runner::{
         Limits, RunnerError,
-        sandbox::{Files, Serving, c_string},
+        sandbox::{Files, ProgramNetwork, Serving, c_string},
         vm::{Command, Injection, Output, Vm},
     },
     store::Store,
@@ -54,7 +54,7 @@ impl Machine {
         Host { local, store, programs }: Host<'_>,
         template: &Template,
         files: Files,
-        limits: &Limits,
+        (limits, network): (&Limits, ProgramNetwork),
     ) -> Result<Self, NoMachine> {
         let copied = template.clone();
         let copied =
@@ -68,6 +68,7 @@ impl Machine {
             memory,
             state: Some(state),
             files: Some(&files),
+            network,
         };
         let Launched { mut serving, guest, qmp, log, state } = launch.start(local, store).await?;
         let restoring = async {

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     awake, blocking,
     guest::{self, Word},
-    runner::sandbox::{SandboxRunner, Serving},
+    runner::sandbox::{ProgramNetwork, SandboxRunner, Serving},
     store::{
         Store,
         files::{create_new, make_dir},
@@ -139,6 +139,7 @@ impl Templates<'_> {
             memory: memory.into(),
             state: None,
             files: None,
+            network: ProgramNetwork::Loopback,
         };
         let Launched { mut serving, guest, qmp, log, .. } = launch.start(self.local, self.store).await?;
         let patience = BOOT_PATIENCE.iter().find(|(of, _)| *of == accelerator).map_or(Duration::ZERO, |it| it.1);

@@ -36,7 +36,7 @@ pub(crate) use layered_command::LayeredCommand;
 pub use runner::{SandboxBuilder, SandboxRunner};
 pub(crate) use runner::{StepOutput, c_string};
 #[cfg(feature = "qemu")]
-pub(crate) use serve::{Files, Program, Serving};
+pub(crate) use serve::{Files, Program, ProgramNetwork, Serving};
 pub use visit::{Streams, Visit, VisitError, VisitOperation};
 
 pub use crate::{

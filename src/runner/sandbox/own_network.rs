@@ -2,13 +2,16 @@
 
 use std::{os::fd::BorrowedFd, sync::Arc};
 
+use uuid::Uuid;
+
 use super::{
     checks::{Failure, start_failure},
     jail::StepNetwork,
     runner::SandboxRunner,
 };
 use crate::{
-    network::{self, Access, NetworkError},
+    event::EventBus,
+    network::{self, Access, ConnectionSink, NetworkError, NetworkSummary},
     runner::{Limits, Network, Probe, RunnerError},
     store::StoreError,
     userns::Zygote,
@@ -51,6 +54,34 @@ impl<'a> StepNamespace<'a> {
     }
 }
 
+/// Returns a sink for the connections of a step.
+pub(super) fn journal(bus: &EventBus, step_id: Uuid) -> ConnectionSink {
+    let bus = bus.clone();
+    Box::new(move |connection| bus.connection(step_id, connection))
+}
+
+/// Ends the network of a step whose processes are dead. Returns what its connections say about the failure of
+/// the step, if it failed.
+pub(super) async fn end(network: Option<network::Network>) -> Option<String> {
+    hint(&network?.end().await)
+}
+
+/// Returns what the connections of a failed step say about the failure, for the user.
+fn hint(summary: &NetworkSummary) -> Option<String> {
+    if let Some(blocked) = &summary.blocked {
+        let what = match blocked.reason.as_deref() {
+            Some(reason) => format!("{}: {reason}", blocked.destination()),
+            None => blocked.destination(),
+        };
+        return Some(format!("it may not reach {what} (see `hm logs --network`)"));
+    }
+    summary.refused_within.then(|| {
+        "a connection to its own loopback was refused: to reach a port of this machine, list the port in \
+         `host_ports` and connect to host.hm.internal, or use `--network host`"
+            .to_owned()
+    })
+}
+
 /// Makes a network of a step, which the first step that has one will use.
 pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
     match runner.network_trial().await {
@@ -60,17 +91,19 @@ pub(super) async fn probe(runner: &SandboxRunner) -> Probe {
 }
 
 impl SandboxRunner {
-    /// Returns a network for a step, if it gets one of its own that is connected to the machine's.
+    /// Returns a network for a step, if it gets one of its own that is connected to the machine's. Its
+    /// connections go to `sink`.
     pub(super) async fn network(
         &self,
         zygote: &Arc<Zygote>,
         limits: &Limits,
+        sink: ConnectionSink,
     ) -> Result<Option<network::Network>, RunnerError> {
         match limits.network {
             Network::Host | Network::None => Ok(None),
             Network::Private => {
-                let access = Access { host_ports: limits.host_ports.clone() };
-                Ok(Some(self.networks.enter(zygote, access).await?))
+                let access = Access { host_ports: limits.host_ports.clone(), egress: limits.egress.clone() };
+                Ok(Some(self.networks.enter(zygote, access, sink).await?))
             }
         }
     }
@@ -99,5 +132,25 @@ impl From<NetworkError> for RunnerError {
                  `--network host` or `\"network\": \"host\"` in `runner_args`"
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Connection, ConnectionEnd, Protocol};
+
+    #[test]
+    fn a_failed_step_gets_the_rule_that_was_missing() {
+        assert_eq!(hint(&NetworkSummary::default()), None);
+        let mut summary = NetworkSummary { refused_within: true, ..NetworkSummary::default() };
+        let text = hint(&summary).unwrap();
+        assert!(text.contains("host_ports") && text.contains("--network host"), "{text}");
+        let mut blocked = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
+        blocked.host = Some("a.example".into());
+        blocked.reason = Some("`egress` has no entry for a.example".into());
+        summary.blocked = Some(blocked);
+        let text = hint(&summary).unwrap();
+        assert_eq!(text, "it may not reach a.example: `egress` has no entry for a.example (see `hm logs --network`)");
     }
 }

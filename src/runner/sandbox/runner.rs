@@ -307,7 +307,8 @@ impl SandboxRunner {
             let zygote = self.zygote(&store).await?;
             // A new network takes as long as a third of the rest.
             let context = self.boot_context(&store, &zygote);
-            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
+            let sink = own_network::journal(&ctx.event_bus, input.step_id);
+            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits, sink))?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
@@ -317,9 +318,7 @@ impl SandboxRunner {
             let started = MemoryWatch::start();
             let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
-            if let Some(network) = network.filter(|_| all_dead) {
-                network.end().await;
-            }
+            let hint = own_network::end(network.filter(|_| all_dead)).await;
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -353,7 +352,7 @@ impl SandboxRunner {
                 }
             };
             let exit_code = ended.map_err(|error| error.with_usage(usage))?;
-            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage))
+            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage).with_hint(hint))
         }
         .boxed()
     }
@@ -382,6 +381,8 @@ impl SandboxRunner {
 
 impl StepRunner for SandboxRunner {
     const NAME: &'static str = "sandbox";
+    /// Since 2, steps have a network of their own by default.
+    const CACHE_VERSION: u32 = 2;
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         self.boxed_execute(ctx, input).await
@@ -419,6 +420,7 @@ impl StepRunner for SandboxRunner {
             isolation: true,
             limits: true,
             network: true,
+            private_network: true,
             images: ImageSupport::All,
         }
     }

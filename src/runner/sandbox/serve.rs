@@ -5,6 +5,7 @@
 
 use std::{
     ffi::CString,
+    fmt,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -13,18 +14,22 @@ use std::{
     sync::Arc,
 };
 
+use uuid::Uuid;
+
 use super::{
     attempt,
     boot::{Boot, failed},
     jail::{End, JailPlace, JailSpec, Root},
-    own_network::StepNamespace,
+    own_network::{self, StepNamespace},
     runner::{SandboxRunner, c_string, commit, environment},
 };
 use crate::{
+    event::EventBus,
     ir::Env,
     model::SnapshotRef,
+    network::{self, ConnectionSink, resolver_config},
     runner::{
-        RunnerError,
+        Limits, Network, RunnerError,
         image_notes::{StepNotes, no_image},
         vm::{self, MachineBase},
     },
@@ -63,13 +68,47 @@ pub(crate) struct Program {
     pub(crate) fds: Vec<OwnedFd>,
     /// The destination of the program's output.
     pub(crate) log: OwnedFd,
-    /// Whether the program gets a network namespace of its own, without any interfaces to the outside.
-    pub(crate) isolate_network: bool,
+    pub(crate) network: ProgramNetwork,
+}
+
+/// The network of a program.
+pub(crate) enum ProgramNetwork {
+    /// The machine's.
+    Shared,
+    /// A new one that has only a loopback device.
+    Loopback,
+    /// One of its own, as steps with these limits have it. Its connections go to the sink.
+    Private(Limits, ConnectionSink),
+}
+
+impl ProgramNetwork {
+    /// Returns the network of a program that runs a step with these limits.
+    pub(crate) fn of(limits: &Limits, bus: &EventBus, step_id: Uuid) -> Self {
+        match limits.network {
+            Network::Host => Self::Shared,
+            Network::None => Self::Loopback,
+            Network::Private => Self::Private(limits.clone(), own_network::journal(bus, step_id)),
+        }
+    }
+}
+
+impl fmt::Debug for ProgramNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "Shared",
+            Self::Loopback => "Loopback",
+            Self::Private(..) => "Private",
+        })
+    }
 }
 
 /// A running program. Dropping it kills the program with all its processes.
 #[derive(Debug)]
-pub(crate) struct Serving(attempt::Step);
+pub(crate) struct Serving {
+    step: attempt::Step,
+    /// The program's own network, if it has one.
+    network: Option<network::Network>,
+}
 
 impl Serving {
     /// Waits for the program's end, and returns a description of how it ended.
@@ -77,7 +116,7 @@ impl Serving {
     /// # Cancel safety
     /// Nothing is lost.
     pub(crate) async fn ended(&mut self) -> String {
-        match self.0.ended().await {
+        match self.step.ended().await {
             Ok(Ok(End::Exited { code })) => format!("it exited with code {code}"),
             Ok(Ok(_)) => "it was killed".into(),
             Ok(Err(error)) => format!("failed to {error}"),
@@ -86,10 +125,14 @@ impl Serving {
     }
 
     /// Ends the program, and returns when no process of it is left.
-    pub(crate) async fn end(mut self) {
-        self.0.kill();
+    pub(crate) async fn end(self) {
+        let Self { mut step, network } = self;
+        step.kill();
         // It does not matter how the program ended.
-        let _ = self.0.ended().await;
+        let ended = step.ended().await;
+        if let Some(network) = network.filter(|_| ended.is_ok()) {
+            network.end().await;
+        }
     }
 }
 
@@ -136,7 +179,13 @@ impl SandboxRunner {
             Some(Files(boot)) => (Root::Overlay(boot.root.clone()), boot.binds.clone()),
             None => (Root::Dir(path(&place)?), Vec::new()),
         };
+        let is_shared = matches!(program.network, ProgramNetwork::Shared);
+        let network = match program.network {
+            ProgramNetwork::Private(limits, sink) => self.network(&zygote, &limits, sink).await?,
+            ProgramNetwork::Shared | ProgramNetwork::Loopback => None,
+        };
         let spec = JailSpec {
+            resolver: network.is_some().then(resolver_config),
             place: JailPlace::Beside,
             binds,
             workdir: path(&place)?,
@@ -150,9 +199,13 @@ impl SandboxRunner {
         })?;
         let mut fds: Vec<BorrowedFd<'_>> = vec![program.log.as_fd(), program.log.as_fd(), null.as_fd()];
         fds.extend(program.fds.iter().map(AsFd::as_fd));
-        let network = if program.isolate_network { StepNamespace::Loopback } else { StepNamespace::Shared };
-        let started = attempt::start_on(&zygote, &spec, network, &fds).await;
+        let namespace = match &network {
+            Some(network) => StepNamespace::Given(network.namespace()),
+            None if is_shared => StepNamespace::Shared,
+            None => StepNamespace::Loopback,
+        };
+        let started = attempt::start_on(&zygote, &spec, namespace, &fds).await;
         let started = started.map_err(|error| RunnerError::infrastructure("ask the sandbox's helper", error))?;
-        started.map(Serving).map_err(attempt::setup_error)
+        started.map(|step| Serving { step, network }).map_err(attempt::setup_error)
     }
 }

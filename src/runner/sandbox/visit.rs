@@ -147,7 +147,7 @@ impl SandboxRunner {
                     Limits::of_args(surroundings.runner_args.as_ref()).map_err(sandbox)?
                 }
             };
-            let network = self.network(&zygote, &limits).await.map_err(sandbox)?;
+            let network = self.network(&zygote, &limits, Box::new(|_| ())).await.map_err(sandbox)?;
             spec.resolver = network.is_some().then(resolver_config);
             spec.shares_network = limits.network == Network::Host;
             let namespace = StepNamespace::of(&limits, network.as_ref());

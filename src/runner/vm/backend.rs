@@ -29,6 +29,10 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
     /// is needed outside of this backend's machines.
     const LAYERS: bool = false;
 
+    /// Whether connections of machines with a network of their own can be limited to a list:
+    /// [`Limits::egress`].
+    const EGRESS: bool = false;
+
     /// The type of a machine.
     type Vm: Vm;
 
@@ -99,6 +103,12 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
 
     /// Reports whether the backend can work on this machine.
     fn probe(&self) -> impl Future<Output = Probe> + Send {
+        async { Probe::Usable { note: None } }
+    }
+
+    /// Reports whether machines can have networks of their own, as
+    /// [`private_network`](RunnerCapabilities::private_network) promises.
+    fn probe_network(&self) -> impl Future<Output = Probe> + Send {
         async { Probe::Usable { note: None } }
     }
 

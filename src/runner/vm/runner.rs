@@ -14,7 +14,7 @@ use crate::{
     model::SnapshotRef,
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        StepResult, StepRunner, check_shared_network, kept_steps,
+        StepResult, StepRunner, check_bridged_network, check_listed_network, check_shared_network, kept_steps,
     },
     source::FrozenSource,
     store::{SnapshotConfig, SourceId, Store, StoreError, StoreHandle},
@@ -190,6 +190,10 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
         self.backend.probe().await
     }
 
+    async fn probe_network(&self) -> Probe {
+        self.backend.probe_network().await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         // This runner does not support secrets, whatever the backend claims.
         let (layers, secrets) = (B::LAYERS, false);
@@ -200,7 +204,12 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     fn args_schema(&self) -> ArgsSchema {
         let claimed = self.backend.capabilities();
         if claimed.limits || claimed.network {
-            ArgsSchema::of::<Limits>().with_check(check_shared_network)
+            let check = match (claimed.private_network, B::EGRESS) {
+                (true, true) => check_listed_network,
+                (true, false) => check_bridged_network,
+                (false, _) => check_shared_network,
+            };
+            ArgsSchema::of::<Limits>().with_check(check)
         } else {
             ArgsSchema::none()
         }

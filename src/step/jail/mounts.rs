@@ -120,6 +120,11 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
     let groups = spec.group_views.iter().map(group).collect::<Result<Vec<_>, _>>()?;
 
+    if let (JailPlace::Beside, Some(content)) = (spec.place, &spec.resolver) {
+        // The root covers this next.
+        attach(&memory(c"0755", None, MountAttrFlags::empty())?, &spec.mountpoint)?;
+        identity::show_resolver(&spec.mountpoint, content)?;
+    }
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
     match spec.place {

@@ -74,6 +74,7 @@ const OPTIONAL: [(&str, &str); 5] = [
 pub(super) struct Made {
     namespace: OwnedFd,
     tun: OwnedFd,
+    counters: OwnedFd,
     listeners: Vec<OwnedFd>,
     /// Whether it forgets a step.
     pub(super) reusable: bool,
@@ -82,7 +83,7 @@ pub(super) struct Made {
 impl Made {
     /// Returns the descriptors in the order in which they are sent.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [&self.namespace, &self.tun].into_iter().chain(&self.listeners).map(AsFd::as_fd)
+        [&self.namespace, &self.tun, &self.counters].into_iter().chain(&self.listeners).map(AsFd::as_fd)
     }
 }
 
@@ -106,7 +107,10 @@ pub(super) fn make() -> Result<Made, SetupError> {
     listeners.extend(v6().doing(|| "set up IPv6 of a TUN device".into())?);
     let namespace = rustix::fs::openat(CWD, c"/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .doing(|| "open a network namespace".into())?;
-    Ok(Made { namespace, tun, listeners, reusable })
+    // The file is that of this namespace, also for a reader in another one.
+    let counters = rustix::fs::openat(CWD, c"/proc/self/net/snmp", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open the counters of a network namespace".into())?;
+    Ok(Made { namespace, tun, counters, listeners, reusable })
 }
 
 /// Sets up IPv6, and returns its listener, or `None` if the kernel has no IPv6.

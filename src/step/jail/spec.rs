@@ -375,7 +375,7 @@ pub struct JailSpec {
     /// Views of host files in the root, parents before children.
     pub binds: Vec<Bind>,
     /// The content of the step's `/etc/resolv.conf`, if it is not the image's own or a view. A step without
-    /// such a file gets none.
+    /// such a file gets none. With [`JailPlace::Beside`] it is that of the command.
     pub resolver: Option<Vec<u8>>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,

@@ -182,6 +182,7 @@ impl StepRunner for Broken {
         claimed.ownership = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.isolation = boasts;
         claimed.network = boasts || matches!(self.fault, Fault::Shell(_));
+        claimed.private_network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.limits = boasts || self.fault == Fault::ChecksNoArguments;
         claimed.secrets = boasts || self.fault == Fault::TellsSecrets;
         claimed
@@ -309,6 +310,7 @@ async fn empty_claims_are_found() {
     }
     finds(Fault::ChecksNoArguments, "arguments", "was taken").await;
     finds(Fault::Shell("echo eth0; @"), "network-none", "lead out").await;
+    finds(Fault::Shell("@"), "network-private", "loopback is shared").await;
 }
 
 #[tokio::test]

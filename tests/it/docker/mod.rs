@@ -4,4 +4,5 @@ mod chains;
 mod cleanup;
 mod keep;
 mod limits;
+mod networks;
 mod odd_layers;

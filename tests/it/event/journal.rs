@@ -5,7 +5,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use hm_exec::{
     BuildEvent,
     StepStatus::{self, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut},
-    event::{self, CacheMissReason, EventWriter, JournalError, StateEvent, StdStream, StepEndDetails},
+    event::{
+        self, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol, StateEvent, StdStream,
+        StepEndDetails,
+    },
     plan::StepIndex,
     runner::{ArtifactRef, Secrets},
 };
@@ -94,6 +97,71 @@ async fn misses_are_written_byte_for_byte_as_when_version_1_got_them() {
     }
     assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
     assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+}
+
+/// Connections were added to version 1 later.
+#[tokio::test(start_paused = true)]
+async fn connections_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let (mut writer, bus, _events) = create_in(&dir, 2);
+    let mut connection = Connection::new(Protocol::Tcp, ConnectionEnd::Closed);
+    connection.host = Some("crates.io".into());
+    connection.address = Some("192.0.2.1".parse().unwrap());
+    (connection.port, connection.sent, connection.received, connection.duration_ms) = (Some(443), 1, 2, 3);
+    start(&mut writer, 0);
+    bus.connection(id(0), &connection);
+    (connection.address, connection.count) = (Some("2001:db8::1".parse().unwrap()), 70_000);
+    bus.connection(id(1), &connection);
+    let mut blocked = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
+    blocked.reason = Some("no rule".into());
+    bus.connection(id(0), &blocked);
+    end(&mut writer, 0);
+    // The attempt has ended.
+    bus.connection(id(0), &blocked);
+    end_build(writer);
+    let kept = fixture().with_file_name("v1-connections");
+    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
+        fs::create_dir_all(&kept).unwrap();
+        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
+        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
+    }
+    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
+    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    let found = |step: Option<u32>| {
+        let mut all = Vec::new();
+        let push = |record: event::ConnectionRecord| {
+            all.push(record.connection);
+            true
+        };
+        event::connections(&kept, step.map(StepIndex), push).unwrap();
+        all
+    };
+    let first: Vec<_> = found(Some(0)).iter().map(Connection::destination).collect();
+    assert_eq!(first, ["crates.io:443", "other destinations"]);
+    assert_eq!((found(Some(1)).len(), found(Some(1))[0].count, found(None).len()), (1, 70_000, 3));
+}
+
+/// A reader that is older than the kind shows an unknown event, and everything else.
+#[test]
+fn a_connection_with_later_codes_is_an_unknown_event() {
+    let journal = fs::read(fixture().with_file_name("v1-connections").join("journal")).unwrap();
+    let header = 20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize;
+    let (mut rest, mut payloads) = (&journal[header..], Vec::new());
+    while let Some((len, _)) = rest.split_first_chunk::<4>() {
+        let end = 8 + u32::from_le_bytes(*len) as usize;
+        let mut payload = rest[8..end].to_vec();
+        if payload[0] == 8 {
+            // The protocol comes after the kind, the time, the step and the attempt, of one byte each.
+            payload[4] = 99;
+        }
+        payloads.push(payload);
+        rest = &rest[end..];
+    }
+    let later = with_journal(&with_records(&journal, payloads.iter().map(|payload| &**payload)));
+    let events = replay(later.path());
+    assert_eq!(events.iter().filter(|event| matches!(event, BuildEvent::Unknown(_))).count(), 3);
+    assert!(events.last().unwrap().is_build_end());
 }
 
 /// Emits the end of a step with a status that refines another.

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// Returns a project whose only step runs in a machine, with the templates of other tests.
-fn project(bench: &Bench, cmd: &str) -> Project {
+pub(super) fn project(bench: &Bench, cmd: &str) -> Project {
     project_with(bench.templates(), cmd)
 }
 
@@ -31,7 +31,7 @@ fn project_with(templates: &Path, cmd: &str) -> Project {
     project
 }
 
-fn run(project: &Project) -> std::process::Command {
+pub(super) fn run(project: &Project) -> std::process::Command {
     let mut hm = project.hm(&["run", "--format", "human"]);
     hm.env("XDG_CONFIG_HOME", project.dir.join("config"));
     hm

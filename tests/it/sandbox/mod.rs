@@ -3,6 +3,7 @@
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
 mod artifacts;
+mod connections;
 mod files;
 mod identity;
 mod isolation;

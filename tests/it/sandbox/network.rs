@@ -292,7 +292,7 @@ fn nothing_is_left_if_the_engine_is_killed() {
     ir["graph"]["nodes"][0]["step"]["runner_args"] = json!({ "network": "private", "host_ports": [holds] });
     let project = Project::new();
     project.file(".hm/ci.json", &ir.to_string());
-    let mut hm = project.hm(&["run"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut hm = project.hm(&["run", "--trust"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(hm.stdout.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line.contains("connected")), "the step ended");
     hm.kill().unwrap();

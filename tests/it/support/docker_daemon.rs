@@ -30,6 +30,8 @@ pub(crate) struct Daemon {
     /// The process, which ends before its directory is removed.
     started: Option<Child>,
     dir: Option<TempDir>,
+    /// The bridge of its containers, which goes with it.
+    bridge: Option<Bridge>,
 }
 
 /// The daemon that concurrent tests share.
@@ -43,8 +45,8 @@ impl Daemon {
             return Some(daemon);
         }
         let daemon = match std::env::var("HM_TEST_DOCKER") {
-            Ok(host) => Ok(Self { host, started: None, dir: None }),
-            Err(_) => Self::start(),
+            Ok(host) => Ok(Self { host, started: None, dir: None, bridge: None }),
+            Err(_) => Bridge::make().and_then(|bridge| Self::start(Some(bridge))),
         };
         let daemon = match daemon {
             Ok(daemon) => Arc::new(daemon),
@@ -59,7 +61,16 @@ impl Daemon {
         Some(daemon)
     }
 
-    fn start() -> Result<Self, String> {
+    /// Starts a daemon that has no bridge, and so no networks of containers' own.
+    pub(crate) fn without_bridge() -> Option<Self> {
+        let daemon = Self::start(None);
+        usable("docker", daemon.is_ok(), daemon.as_ref().err().map_or("", |why| why));
+        let daemon = daemon.ok()?;
+        std::thread::scope(|scope| scope.spawn(|| daemon.import()).join().unwrap());
+        Some(daemon)
+    }
+
+    fn start(bridge: Option<Bridge>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err("HM_TEST_DOCKER names no daemon, and this is not root, who could start one".into());
         }
@@ -69,7 +80,8 @@ impl Daemon {
         let log = fs::File::create(path("log")).map_err(|error| error.to_string())?;
         let mut started = Command::new("dockerd")
             .args(["--host", &host, "--data-root", &path("data"), "--exec-root", &path("exec")])
-            .args(["--pidfile", &path("pid"), "--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .args(["--pidfile", &path("pid"), "--iptables=false", "--ip6tables=false"])
+            .args(["--bridge", bridge.as_ref().map_or("none", |bridge| &bridge.name)])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|error| error.to_string())?)
             .stderr(log)
@@ -78,7 +90,7 @@ impl Daemon {
         let patience = Instant::now() + Duration::from_secs(60);
         while Instant::now() < patience && started.try_wait().is_ok_and(|ended| ended.is_none()) {
             if Path::new(&path("docker.sock")).exists() && Self::answers(&host) {
-                return Ok(Self { host, started: Some(started), dir: Some(dir) });
+                return Ok(Self { host, started: Some(started), dir: Some(dir), bridge });
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -155,6 +167,39 @@ impl Drop for Daemon {
             // The daemon leaves its own network namespace mounted if it had containers without a network.
             let _ = unmount(dir.path().join("exec/netns/default"), UnmountFlags::DETACH);
         }
+        drop(self.bridge.take());
+    }
+}
+
+/// A bridge for the containers of one daemon, so that daemons of concurrent tests do not meet. Without rules
+/// of a firewall, it leads to this machine only.
+struct Bridge {
+    name: String,
+}
+
+impl Bridge {
+    fn make() -> Result<Self, String> {
+        // A network for each process, of those that are kept for tests (RFC 2544).
+        let number = std::process::id() % (1 << 9);
+        let bridge = Self { name: format!("hmt{}", std::process::id()) };
+        let address = format!("198.{}.{}.1/24", 18 + (number >> 8), number & 0xff);
+        for args in [
+            &["link", "add", &bridge.name, "type", "bridge"][..],
+            &["addr", "add", &address, "dev", &bridge.name],
+            &["link", "set", &bridge.name, "up"],
+        ] {
+            let done = Command::new("ip").args(args).output().map_err(|error| format!("ip: {error}"))?;
+            if !done.status.success() {
+                return Err(format!("ip {args:?}: {}", String::from_utf8_lossy(&done.stderr)));
+            }
+        }
+        Ok(bridge)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", &self.name]).output();
     }
 }
 

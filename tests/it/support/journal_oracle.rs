@@ -44,6 +44,7 @@ pub(crate) fn check_journal(journal: &[u8], cut: usize) {
     assert!(whole.iter().map(BuildEvent::seq).eq(0..whole.len() as u64));
     let _ = event::durations(dir.path());
     let _ = event::step_records(dir.path());
+    let _ = event::connections(dir.path(), None, |_| true);
     fs::write(dir.path().join("journal"), &journal[..cut.min(journal.len())]).unwrap();
     let (part, error) = read(dir.path());
     let same = part.iter().zip(&whole).take_while(|(part, whole)| part == whole).count();

@@ -1,5 +1,6 @@
 //! `hm logs`.
 
+mod connections;
 mod events;
 
 use std::{
@@ -43,6 +44,8 @@ Examples:
 /// Prints stdout and stderr in the order in which they were written, with secrets masked: on a terminal as
 /// `hm run` shows them, otherwise byte for byte. For a cached step, prints the output of the run that created
 /// the cached result.
+///
+/// With `--network`, prints the connections of steps with a network of their own, instead of output.
 #[derive(Debug, clap::Args)]
 #[command(after_help = LONG_HELP)]
 pub(crate) struct Args {
@@ -50,6 +53,10 @@ pub(crate) struct Args {
     /// Without a step, list the steps of the run
     #[arg(value_name = "[RUN/]STEP|RUN")]
     step: Option<String>,
+
+    /// Print the connections of the step, or of all steps of the run
+    #[arg(long, conflicts_with_all = ["follow", "lines", "timestamps", "failed"])]
+    network: bool,
 
     /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
     #[arg(short, long, value_name = "DIR")]
@@ -71,7 +78,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "follow")]
     failed: bool,
 
-    /// Output format; `json` prints one event a line
+    /// Output format; `json` prints one event, or one connection, a line
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }
@@ -86,6 +93,9 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
     let (run, steps, step) = find(&store, args)?;
+    if args.network {
+        return connections::show(&store, &run, &steps, step.as_ref(), args.format);
+    }
     // The events of this run do not have the output of a step that did not run.
     let is_cached = |step: &StepRecord| step.status == Some(StepStatus::CacheHit);
     if args.needs_events() && !step.as_ref().is_some_and(is_cached) {

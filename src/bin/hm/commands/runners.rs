@@ -54,7 +54,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         AnswerFormat::Text => {
             let rows = runners.iter().map(|(runner, probe)| {
                 let (state, why) = match probe {
-                    Probe::Usable { note, .. } => ("available", note.clone().unwrap_or_default()),
+                    Probe::Usable { note, .. } => {
+                        let shared = "steps have the network of their machine";
+                        let shared = (!runner.capabilities.private_network).then_some(shared);
+                        let notes: Vec<_> = note.as_deref().into_iter().chain(shared).collect();
+                        ("available", notes.join("; "))
+                    }
                     Probe::Unusable { reason, hint, .. } => ("not available", format!("{reason}; {hint}")),
                 };
                 let default = if runner.is_default { "default" } else { "" };

@@ -9,7 +9,7 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use hm_exec::{
     BuildEvent, StepStatus,
-    event::CacheMissReason,
+    event::{CacheMissReason, Connection, ConnectionEnd},
     ir::EdgeKind,
     plan::{BoundPlan, Dag, StepIndex},
 };
@@ -92,6 +92,8 @@ struct Step {
     facts: Option<StepFacts>,
     /// Facts for the next event about the step.
     extra: Extra,
+    /// The connections so far, if there are any.
+    connections: Option<Connections>,
     status: Option<StepStatus>,
 }
 
@@ -119,6 +121,29 @@ struct Extra {
     /// The steps that never ran.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_run: Vec<NotRun>,
+    /// The connections of a step that has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<Connections>,
+}
+
+/// The sum of a step's connections.
+#[derive(Debug, Default, Serialize)]
+struct Connections {
+    count: u64,
+    blocked: u64,
+    sent: u64,
+    received: u64,
+}
+
+impl Connections {
+    fn add(&mut self, connection: &Connection) {
+        self.count += connection.count;
+        if connection.end == ConnectionEnd::Blocked {
+            self.blocked += connection.count;
+        }
+        self.sent = self.sent.saturating_add(connection.sent);
+        self.received = self.received.saturating_add(connection.received);
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -163,6 +188,10 @@ impl Translator {
                     step.extra.retry = Some(Retry { backoff_ms, message: message.clone(), exit_code });
                     return None;
                 }
+                BuildEvent::Connection { connection, .. } => {
+                    step.connections.get_or_insert_default().add(connection);
+                    return None;
+                }
                 BuildEvent::StepLogLost { message, .. } => {
                     step.extra.log_lost = Some(message.clone());
                     return None;
@@ -190,7 +219,8 @@ impl Translator {
                 if let (BuildEvent::StepQueued { chain_idx, .. }, Some(position)) = (event.to_mut(), position) {
                     *chain_idx = position;
                 }
-                self.steps.insert(step_id, Step { key, facts, extra: Extra::default(), status: None });
+                self.steps
+                    .insert(step_id, Step { key, facts, extra: Extra::default(), connections: None, status: None });
             }
             BuildEvent::StepStart { step_id, .. } => extra = self.take_extra(*step_id),
             BuildEvent::StepCacheHit { step_id, .. } => {
@@ -204,6 +234,7 @@ impl Translator {
                 extra = self.take_extra(step_id);
                 if let Some(step) = self.steps.get_mut(&step_id) {
                     step.status = Some(status);
+                    extra.connections = step.connections.take();
                 }
                 if attempt == 0 && matches!(status, StepStatus::Skipped | StepStatus::Canceled) {
                     self.note_not_run(step_id, &event);
@@ -251,6 +282,7 @@ fn event_step(event: &BuildEvent) -> Option<Uuid> {
     match event {
         BuildEvent::StepCacheMiss { step_id, .. }
         | BuildEvent::StepRetry { step_id, .. }
+        | BuildEvent::Connection { step_id, .. }
         | BuildEvent::StepLogLost { step_id, .. } => Some(*step_id),
         _ => None,
     }
@@ -271,7 +303,7 @@ fn failure_message(step: &Step, exit_code: i32, message: &str) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
-    use hm_exec::ir::Edge;
+    use hm_exec::{event::Protocol, ir::Edge};
 
     use super::*;
 
@@ -326,6 +358,27 @@ mod tests {
             artifacts,
             usage: None,
         }
+    }
+
+    #[test]
+    fn connections_are_summed_up_at_the_end_of_their_step() {
+        let connection = |end, sent| {
+            let mut connection = Connection::new(Protocol::Tcp, end);
+            connection.sent = sent;
+            let (connection, ts) = (Box::new(connection), chrono::DateTime::UNIX_EPOCH);
+            BuildEvent::Connection { seq: 0, step_id: ids(1), attempt: 1, ts, connection }
+        };
+        let shown = translated(&[
+            start(1),
+            connection(ConnectionEnd::Closed, 3),
+            connection(ConnectionEnd::Blocked, 0),
+            connection(ConnectionEnd::Closed, 4),
+            end(ids(1), StepStatus::Failed, 1, 1),
+        ]);
+        assert_eq!(shown.len(), 2);
+        let sum = serde_json::json!({"count": 3, "blocked": 1, "sent": 7, "received": 0});
+        assert_eq!(shown[1]["connections"], sum);
+        assert_eq!(shown[0].get("connections"), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use hm_exec::{
     Plan,
     image::image_path,
     plan::{BindOptions, DEFAULT_IMAGE},
+    runner::Network,
 };
 use serde_json::Value;
 
@@ -18,7 +19,7 @@ use super::Permission;
 const OUTSIDE: [(&str, &str); 1] = [("process", "its steps run as your user, with access to your files and network")];
 
 /// Returns what a project's `plan` requests. Values from the command line need no consent: `options.runner`,
-/// and the images that replace others.
+/// `options.network`, and the images that replace others.
 pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec<Permission> {
     let nodes = &plan.pipeline().nodes;
     let mut permissions = Vec::new();
@@ -28,7 +29,14 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
             permissions.push(Permission::new("runner", runner, effect));
         }
     }
-    for (name, value) in nodes.iter().filter_map(|node| node.step.runner_args.as_ref()?.as_object()).flatten() {
+    // With this machine's network, ports of it are nothing more. Steps on other machines have those machines'
+    // network, and steps of `process` request more than a network.
+    let asks = |runner: Option<&str>| {
+        let runner = runner.or(options.runner.as_deref());
+        options.network != Some(Network::Host) && !matches!(runner, Some("cloud" | "process"))
+    };
+    let asking = nodes.iter().filter(|node| asks(node.step.runner.as_deref()));
+    for (name, value) in asking.filter_map(|node| node.step.runner_args.as_ref()?.as_object()).flatten() {
         if let Some((value, effect)) = of_step_arg(name, value) {
             let permission = Permission::new(name, value, effect);
             if !permissions.contains(&permission) {
@@ -58,6 +66,9 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
         ("host_ports", Value::Array(ports)) if !ports.is_empty() => {
             let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
             Some((ports.join(", "), "its steps reach these ports of this machine"))
+        }
+        ("network", Value::String(network)) if network == "host" => {
+            Some((network.clone(), "its steps reach every server on this machine"))
         }
         _ => None,
     }
@@ -115,6 +126,28 @@ mod tests {
         let steps = [step("a", ports), step("b", ports), step("c", r#","runner_args":{"host_ports":[]}"#)].join(",");
         let asked = permissions(&steps, "", &BindOptions::default(), Path::new("/project"));
         assert_eq!(asked, [r#"host_ports = "5000, 6379""#]);
+    }
+
+    #[test]
+    fn the_machines_network_and_its_ports_ask_unless_the_user_names_the_network() {
+        let here = Path::new("/project");
+        let args = |key: &str, args: &str| step(key, &format!(r#","runner_args":{args}"#));
+        let steps = [
+            args("a", r#"{"network":"private","host_ports":[5001,80]}"#),
+            args("b", r#"{"host_ports":[5001]}"#),
+            args("c", r#"{"network":"host"}"#),
+            args("d", r#"{"network":"none","memory":"1g"}"#),
+        ]
+        .join(",");
+        let asked = [r#"host_ports = "5001, 80""#, r#"host_ports = "5001""#, r#"network = "host""#];
+        assert_eq!(permissions(&steps, "", &BindOptions::default(), here), asked);
+        let named = |network| BindOptions { network: Some(network), ..BindOptions::default() };
+        assert_eq!(permissions(&steps, "", &named(Network::Host), here), [""; 0]);
+        assert_eq!(permissions(&steps, "", &named(Network::Private), here), asked);
+        let remote = BindOptions { runner: Some("cloud".into()), ..BindOptions::default() };
+        assert_eq!(permissions(&steps, "", &remote, here), [""; 0]);
+        let plain = [args("a", r#"{"network":"private"}"#), args("b", r#"{"host_ports":[]}"#)].join(",");
+        assert_eq!(permissions(&plain, "", &BindOptions::default(), here), [""; 0]);
     }
 
     #[test]
