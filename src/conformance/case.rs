@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    cases::{cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
+    cases::{cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
     harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
@@ -37,6 +37,7 @@ pub(super) enum Capability {
     Isolation,
     Limits,
     Network,
+    CacheDirs,
 }
 
 impl Capability {
@@ -52,6 +53,7 @@ impl Capability {
             Self::Isolation => "isolation",
             Self::Limits => "limits",
             Self::Network => "network",
+            Self::CacheDirs => "cache_dirs",
         }
     }
 
@@ -67,6 +69,7 @@ impl Capability {
             Self::Isolation => claimed.isolation,
             Self::Limits => claimed.limits,
             Self::Network => claimed.network,
+            Self::CacheDirs => claimed.cache_dirs,
         }
     }
 }
@@ -123,6 +126,7 @@ pub(super) const CASES: &[Case] = cases! {
     "processes" [Limits] limits::processes;
     "arguments" [Limits] limits::arguments;
     "network-none" [Network] limits::network_none;
+    "cache-directories" [CacheDirs] cache_dirs::persist;
 };
 
 #[cfg(test)]

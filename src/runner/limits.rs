@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     num::{NonZeroU16, NonZeroU64},
 };
@@ -11,7 +12,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::{ArgsError, RunnerError};
+use super::{
+    ArgsError, RunnerError,
+    caches::{self, CacheArg},
+};
 use crate::size;
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
@@ -33,6 +37,9 @@ pub struct Limits {
     #[serde(deserialize_with = "ports")]
     #[schemars(with = "Vec<NonZeroU16>")]
     pub host_ports: Vec<u16>,
+    /// Directories that persist between runs, by name: a path, or an object with a path and a scope.
+    #[serde(deserialize_with = "caches::deserialize")]
+    pub caches: BTreeMap<String, CacheArg>,
 }
 
 impl Limits {
@@ -61,6 +68,10 @@ pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
+    if args["caches"].as_object().is_some_and(|caches| !caches.is_empty()) {
+        let message = "this runner has no cache directories: run the step on `sandbox`";
+        return Err(ArgsError { path: "runner_args.caches".into(), message: message.into() });
+    }
     let name = match is_private(args) {
         true => "network",
         false if has_host_ports(args) => "host_ports",
@@ -217,6 +228,9 @@ mod tests {
                 assert_eq!(check(&args).unwrap_err().path, "runner_args.host_ports");
             }
         }
+        let caches = json!({ "caches": { "cargo": "/root/.cargo" } });
+        assert_eq!(check_network(&caches), Ok(()));
+        assert_eq!(check_shared_network(&caches).unwrap_err().path, "runner_args.caches");
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
             assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
         }

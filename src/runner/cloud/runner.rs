@@ -279,6 +279,7 @@ impl StepRunner for CloudRunner {
             isolation: true,
             limits: true,
             network: true,
+            cache_dirs: false,
             images: ImageSupport::Portable,
         }
     }

@@ -48,6 +48,7 @@ fn assert_conforms(report: &Report, why: &str) {
         "lineage-ownership",
         "secrets",
         "secrets-stay-with-their-run",
+        "cache-directories",
     ];
     assert!(report.not_promised().eq(lacks), "{report}");
 }

@@ -59,6 +59,13 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
             let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
             Some((ports.join(", "), "its steps reach these ports of this machine"))
         }
+        ("caches", Value::Object(caches)) => {
+            let is_shared = |cache: &Value| cache.get("scope").is_some_and(|scope| scope == "user");
+            let names: Vec<&str> =
+                caches.iter().filter(|(_, cache)| is_shared(cache)).map(|(name, _)| name.as_str()).collect();
+            let effect = "its steps write to these directories, which steps of your other projects use";
+            (!names.is_empty()).then(|| (names.join(", "), effect))
+        }
         _ => None,
     }
 }
@@ -115,6 +122,13 @@ mod tests {
         let steps = [step("a", ports), step("b", ports), step("c", r#","runner_args":{"host_ports":[]}"#)].join(",");
         let asked = permissions(&steps, "", &BindOptions::default(), Path::new("/project"));
         assert_eq!(asked, [r#"host_ports = "5000, 6379""#]);
+    }
+
+    #[test]
+    fn directories_that_all_projects_share_ask() {
+        let caches = r#","runner_args":{"caches":{"a":"/a","b":{"path":"/b","scope":"user"},"c":{"path":"/c","scope":"project"}}}"#;
+        let asked = permissions(&step("a", caches), "", &BindOptions::default(), Path::new("/project"));
+        assert_eq!(asked, [r#"caches = "b""#]);
     }
 
     #[test]
