@@ -100,6 +100,8 @@ pub struct RunOptions {
     /// Run these cached steps, by key, and the steps that build in them. Keys that the plan does not have are
     /// ignored.
     pub refresh: BTreeSet<String>,
+    /// Start steps with empty cache directories, and keep none of them.
+    pub no_caches: bool,
     /// Wall-clock budget of the whole build. The shorter of this and the plan's limit applies.
     pub timeout: Option<Duration>,
     /// Wait for the build. Only observers support `false`.

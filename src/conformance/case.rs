@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    cases::{cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
+    cases::{cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
     harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
@@ -38,6 +38,7 @@ pub(super) enum Capability {
     Limits,
     Network,
     PrivateNetwork,
+    CacheDirs,
 }
 
 impl Capability {
@@ -54,6 +55,7 @@ impl Capability {
             Self::Limits => "limits",
             Self::Network => "network",
             Self::PrivateNetwork => "private_network",
+            Self::CacheDirs => "cache_dirs",
         }
     }
 
@@ -70,6 +72,7 @@ impl Capability {
             Self::Limits => claimed.limits,
             Self::Network => claimed.network,
             Self::PrivateNetwork => claimed.private_network,
+            Self::CacheDirs => claimed.cache_dirs,
         }
     }
 }
@@ -127,6 +130,7 @@ pub(super) const CASES: &[Case] = cases! {
     "arguments" [Limits] limits::arguments;
     "network-none" [Network] limits::network_none;
     "network-private" [PrivateNetwork] limits::network_private;
+    "cache-directories" [CacheDirs] cache_dirs::persist;
 };
 
 #[cfg(test)]

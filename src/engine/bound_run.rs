@@ -15,11 +15,11 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{BuildCache, BuildFacts},
+    cache::{BuildCache, BuildFacts, ProjectId},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
-    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
+    runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
     schedule::{self, Build, MemoryRules},
     source::RunSource,
 };
@@ -105,6 +105,11 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
+        if !request.options.no_caches {
+            let project = request.project.clone();
+            let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
+            context.cache_owner = Some(Arc::new(CacheOwner::new(project.as_str(), &*request.pipeline_slug)));
+        }
         let durations = match request.durations.is_empty() {
             true => Vec::new(),
             false => plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect(),

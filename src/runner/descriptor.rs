@@ -47,6 +47,8 @@ pub struct RunnerCapabilities {
     /// Gives each step a network of its own, unless its `runner_args` name another:
     /// [`Network::Private`](super::Network).
     pub private_network: bool,
+    /// Mounts the cache directories of a step's `runner_args`: [`Limits::caches`](super::Limits).
+    pub cache_dirs: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

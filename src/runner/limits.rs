@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     num::{NonZeroU16, NonZeroU64},
     sync::Arc,
@@ -12,7 +13,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::{ArgsError, RunnerError};
+use super::{
+    ArgsError, RunnerError,
+    caches::{self, CacheArg},
+};
 use crate::{model::EgressRule, size};
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
@@ -40,6 +44,9 @@ pub struct Limits {
     #[serde(deserialize_with = "egress")]
     #[schemars(with = "Vec<String>")]
     pub egress: Option<Arc<[EgressRule]>>,
+    /// Directories that persist between runs, by name: a path, or an object with a path and a scope.
+    #[serde(deserialize_with = "caches::deserialize")]
+    pub caches: BTreeMap<String, CacheArg>,
 }
 
 impl Limits {
@@ -74,12 +81,14 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
         let message = "this runner's machines cannot reach ports of this machine: use the runner `sandbox`";
         return Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() });
     }
+    refuse_caches(args)?;
     check_network(args)
 }
 
 /// Does the same as [`check_network`] for a runner that connects the networks of steps by other means than
 /// this program.
 pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
+    refuse_caches(args)?;
     match for_private_networks(args) {
         Some(name) => {
             let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
@@ -91,6 +100,7 @@ pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
+    refuse_caches(args)?;
     let name = match for_private_networks(args) {
         _ if args["network"] == "private" => "network",
         Some(name) => name,
@@ -98,6 +108,15 @@ pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
     };
     let message = "this runner has no private networks: use \"host\" or \"none\"";
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+}
+
+/// Refuses cache directories, for a runner that has none.
+fn refuse_caches(args: &Value) -> Result<(), ArgsError> {
+    if args["caches"].as_object().is_none_or(|caches| caches.is_empty()) {
+        return Ok(());
+    }
+    let message = "this runner has no cache directories: run the step on `sandbox`";
+    Err(ArgsError { path: "runner_args.caches".into(), message: message.into() })
 }
 
 /// Returns whether a step with these arguments has a network of its own, on a runner that has such.
@@ -265,6 +284,11 @@ mod tests {
         assert_eq!(check_network(&ports), Ok(()), "the default");
         for check in [check_bridged_network, check_shared_network] {
             assert_eq!(check(&ports).unwrap_err().path, "runner_args.host_ports");
+        }
+        let caches = json!({ "caches": { "cargo": "/root/.cargo" } });
+        assert_eq!(check_network(&caches), Ok(()));
+        for check in [check_listed_network, check_bridged_network, check_shared_network] {
+            assert_eq!(check(&caches).unwrap_err().path, "runner_args.caches");
         }
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
             for check in [check_network, check_bridged_network, check_shared_network] {

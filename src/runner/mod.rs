@@ -4,6 +4,7 @@
 //! [`RunnerRegistry`] do the same by name at run time. Each built-in runner has a folder. This module knows
 //! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
+mod caches;
 mod cleanup_thread;
 #[cfg(feature = "cloud")]
 pub mod cloud;
@@ -36,7 +37,8 @@ pub(crate) mod set;
 pub mod vm;
 
 pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
-pub use context::{CancelReason, StepContext};
+pub use caches::{CacheArg, CacheScope};
+pub use context::{CacheOwner, CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
 pub use dynamic::DynStepRunner;

@@ -1,5 +1,6 @@
 //! The cases, grouped by subject.
 
+pub(super) mod cache_dirs;
 pub(super) mod cancel;
 pub(super) mod exit;
 pub(super) mod input;

@@ -281,6 +281,7 @@ impl StepRunner for CloudRunner {
             network: true,
             // The engine decides.
             private_network: false,
+            cache_dirs: false,
             images: ImageSupport::Portable,
         }
     }

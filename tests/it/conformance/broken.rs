@@ -181,6 +181,7 @@ impl StepRunner for Broken {
         claimed.layers = boasts;
         claimed.ownership = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.isolation = boasts;
+        claimed.cache_dirs = boasts;
         claimed.network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.private_network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.limits = boasts || self.fault == Fault::ChecksNoArguments;
@@ -305,6 +306,7 @@ async fn empty_claims_are_found() {
         ("secrets", "the length of the secret's file"),
         ("memory", "OutOfMemory"),
         ("processes", "had 40"),
+        ("cache-directories", ""),
     ] {
         finds(Fault::Boasts, case, says).await;
     }

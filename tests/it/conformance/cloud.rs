@@ -49,6 +49,7 @@ fn assert_conforms(report: &Report, why: &str) {
         "secrets",
         "secrets-stay-with-their-run",
         "network-private",
+        "cache-directories",
     ];
     assert!(report.not_promised().eq(lacks), "{report}");
 }

@@ -38,6 +38,7 @@ async fn conforms(set_up: impl FnOnce(ProcessRunner) -> ProcessRunner) {
             "arguments",
             "network-none",
             "network-private",
+            "cache-directories",
         ]
     );
 }

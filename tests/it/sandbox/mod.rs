@@ -3,6 +3,7 @@
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
 mod artifacts;
+mod cache_dirs;
 mod connections;
 mod files;
 mod identity;

@@ -70,6 +70,13 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
         ("network", Value::String(network)) if network == "host" => {
             Some((network.clone(), "its steps reach every server on this machine"))
         }
+        ("caches", Value::Object(caches)) => {
+            let is_shared = |cache: &Value| cache.get("scope").is_some_and(|scope| scope == "user");
+            let names: Vec<&str> =
+                caches.iter().filter(|(_, cache)| is_shared(cache)).map(|(name, _)| name.as_str()).collect();
+            let effect = "its steps write to these directories, which steps of your other projects use";
+            (!names.is_empty()).then(|| (names.join(", "), effect))
+        }
         _ => None,
     }
 }
@@ -148,6 +155,13 @@ mod tests {
         assert_eq!(permissions(&steps, "", &remote, here), [""; 0]);
         let plain = [args("a", r#"{"network":"private"}"#), args("b", r#"{"host_ports":[]}"#)].join(",");
         assert_eq!(permissions(&plain, "", &BindOptions::default(), here), [""; 0]);
+    }
+
+    #[test]
+    fn directories_that_all_projects_share_ask() {
+        let caches = r#","runner_args":{"caches":{"a":"/a","b":{"path":"/b","scope":"user"},"c":{"path":"/c","scope":"project"}}}"#;
+        let asked = permissions(&step("a", caches), "", &BindOptions::default(), Path::new("/project"));
+        assert_eq!(asked, [r#"caches = "b""#]);
     }
 
     #[test]

@@ -152,6 +152,10 @@ pub(crate) struct Args {
     #[arg(long)]
     no_cache: bool,
 
+    /// Start steps with empty cache directories, and keep none of them
+    #[arg(long)]
+    no_caches: bool,
+
     /// Ignore and overwrite the cached results of this step and of the steps that build in it (repeatable)
     #[arg(long, value_name = "STEP")]
     refresh: Vec<String>,
@@ -302,6 +306,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.memory = args.memory.or_else(available_memory);
     request.options.source_times = config.source_times;
     request.options.no_cache = args.no_cache;
+    request.options.no_caches = args.no_caches;
     request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
