@@ -187,7 +187,7 @@ fn write_project(dir: &Path, files: usize, edit: Option<usize>) {
     fs::write(dir.join("Makefile"), makefile).unwrap();
     for file in 0..files {
         let mut text = String::new();
-        for function in 0..200 {
+        for function in 0..60 {
             let body = "for (int i = 0; i < n; i++) { s += i * n; if (s % 7 == 3) s ^= n; }";
             writeln!(text, "int f{file}_{function}(int n) {{ int s = {function}; {body} return s; }}").unwrap();
         }

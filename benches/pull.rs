@@ -20,7 +20,9 @@ mod large_image;
 mod registry;
 
 use std::{
+    ffi::OsStr,
     fs,
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -55,30 +57,28 @@ fn main() {
     fs::write(&ir, json!({ "version": "0", "graph": graph }).to_string()).unwrap();
     // `HM_BEFORE` names an earlier `hm` to compare with.
     let before = std::env::var_os("HM_BEFORE");
-    let store = top.path().join("store");
-    let pulls = |program: &std::ffi::OsStr| {
+    // Everything is removed at the end: ext4 creates files slowly for some seconds after many were removed.
+    let new_dir = |what: &str, round: usize| top.path().join(format!("{what}-{round}"));
+    let pulls = |program: &OsStr, store: &Path| {
         let mut hm = Command::new(program);
-        hm.args(["run", "-f"]).arg(&ir).arg("-d").arg(&source).env("HM_CACHE_DIR", &store).env("HM_CACHE_GC", "off");
-        let took = timed(&mut hm);
-        fs::remove_dir_all(&store).unwrap();
-        took
+        hm.args(["run", "-f"]).arg(&ir).arg("-d").arg(&source).env("HM_CACHE_DIR", store).env("HM_CACHE_GC", "off");
+        timed(&mut hm)
     };
     let (mut ours, mut old, mut theirs) = (vec![], vec![], vec![]);
-    for _ in 0..effort.pick(5, 1) {
+    for round in 0..effort.pick(5, 1) {
         // What one side wrote does not slow down the next one.
         rustix::fs::sync();
-        ours.push(pulls(env!("CARGO_BIN_EXE_hm").as_ref()));
+        ours.push(pulls(env!("CARGO_BIN_EXE_hm").as_ref(), &new_dir("ours", round)));
         if let Some(before) = &before {
             rustix::fs::sync();
-            old.push(pulls(before));
+            old.push(pulls(before, &new_dir("before", round)));
         }
         rustix::fs::sync();
-        let copy = top.path().join("copy");
+        let copy = new_dir("copy", round);
         let mut skopeo = Command::new("skopeo");
         skopeo.args(["--insecure-policy", "copy", "-q", "--src-tls-verify=false"]);
         skopeo.arg(format!("docker://{reference}")).arg(format!("dir:{}", copy.display()));
         theirs.push(timed(skopeo.env("HOME", top.path())));
-        fs::remove_dir_all(&copy).unwrap();
     }
     let what = format!("first step on {} MiB in {LAYERS} layers of a registry", (bytes * (LAYERS - 1)) >> 20);
     let mut besides = spread(&mut ours);

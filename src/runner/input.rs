@@ -123,12 +123,14 @@ pub struct StepResult {
 
 impl StepResult {
     /// Returns the result of a command that exited with `exit_code`, without a snapshot or artifacts.
+    #[inline]
     #[must_use]
     pub fn exited(exit_code: i32) -> Self {
         Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None, hint: None }
     }
 
     /// Sets the snapshot of the step's filesystem, if one was committed.
+    #[inline]
     #[must_use]
     pub fn with_snapshot(self, committed_snapshot: Option<SnapshotRef>) -> Self {
         Self { committed_snapshot, ..self }
