@@ -135,14 +135,14 @@ mod tests {
 
     use super::{super::Limits, *};
 
-    fn parse(caches: Value) -> Result<BTreeMap<String, CacheArg>, String> {
+    fn parse(caches: &Value) -> Result<BTreeMap<String, CacheArg>, String> {
         let limits: Result<Limits, _> = serde_json::from_value(json!({ "caches": caches }));
         limits.map(|limits| limits.caches).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_cache_directory_is_a_path_or_a_path_with_a_scope() {
-        let caches = parse(json!({ "a": "/root/.cargo//registry/", "b": { "path": "/x", "scope": "user" } })).unwrap();
+        let caches = parse(&json!({ "a": "/root/.cargo//registry/", "b": { "path": "/x", "scope": "user" } })).unwrap();
         assert_eq!(caches["a"], CacheArg { path: "/root/.cargo/registry".into(), scope: CacheScope::Pipeline });
         assert_eq!(caches["b"], CacheArg { path: "/x".into(), scope: CacheScope::User });
     }
@@ -162,15 +162,15 @@ mod tests {
             "~/.cargo",
             "/a\0",
         ] {
-            assert!(parse(json!({ "a": path })).is_err(), "{path}");
+            assert!(parse(&json!({ "a": path })).is_err(), "{path}");
         }
         for path in ["/workspace/target", "/run/x", "/tmp", "/procedures"] {
-            assert!(parse(json!({ "a": path })).is_ok(), "{path}");
+            assert!(parse(&json!({ "a": path })).is_ok(), "{path}");
         }
-        let overlap = parse(json!({ "a": "/x", "b": "/x/y" })).unwrap_err();
+        let overlap = parse(&json!({ "a": "/x", "b": "/x/y" })).unwrap_err();
         assert!(overlap.contains("`a` and `b` overlap"), "{overlap}");
-        assert!(parse(json!({ "a b": "/x" })).is_err() && parse(json!({ "": "/x" })).is_err());
-        assert!(parse(json!({ "a": { "path": "/x", "scope": "world" } })).is_err());
-        assert!(parse(json!({ "a": { "path": "/x", "sope": "user" } })).is_err());
+        assert!(parse(&json!({ "a b": "/x" })).is_err() && parse(&json!({ "": "/x" })).is_err());
+        assert!(parse(&json!({ "a": { "path": "/x", "scope": "world" } })).is_err());
+        assert!(parse(&json!({ "a": { "path": "/x", "sope": "user" } })).is_err());
     }
 }

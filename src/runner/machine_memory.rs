@@ -49,6 +49,15 @@ impl MemoryGroup {
         let cache = read(&self.dir.join("memory.stat")).and_then(|stat| number_after(&stat, cache)).unwrap_or(0);
         Some(limit.saturating_sub(usage.saturating_sub(cache)))
     }
+
+    /// Returns how often the group itself was full. Groups below it do not count.
+    #[cfg(feature = "sandbox")]
+    fn full(&self, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+        match self.is_v1 {
+            true => read(&self.dir.join("memory.failcnt"))?.trim().parse().ok(),
+            false => number_after(&read(&self.dir.join("memory.events.local"))?, "oom "),
+        }
+    }
 }
 
 /// Returns the groups of the process whose `/proc/PID/cgroup` this is, with all groups above them.
@@ -74,21 +83,49 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok())
 }
 
-/// Returns how many processes the kernel has ended because memory was short, in the machine and in all of its
-/// control groups.
+/// Counts of the kernel that rise when memory is short.
 #[cfg(feature = "sandbox")]
-fn ended_processes() -> u64 {
-    let counts = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    number_after(&counts, "oom_kill ").unwrap_or(0)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shortages {
+    /// The processes that were ended for lack of memory, also those in a control group that was full.
+    ended: u64,
+    /// How often a process had to wait until the machine, or a control group that this process is in, had
+    /// memory again. A full group of a single step does not count here.
+    waits: u64,
 }
 
-/// The counts of ended processes that were read so far, and when. A count that did not change is not
-/// repeated.
 #[cfg(feature = "sandbox")]
-static COUNTS: Mutex<Vec<(Instant, u64)>> = Mutex::new(Vec::new());
+impl Shortages {
+    fn read() -> Self {
+        let read = |path: &Path| fs::read_to_string(path).ok();
+        let counts = read(Path::new("/proc/vmstat")).unwrap_or_default();
+        let groups = memory_groups(&read(Path::new("/proc/self/cgroup")).unwrap_or_default());
+        let in_groups = groups.into_iter().filter_map(|group| group.full(read));
+        Self {
+            ended: number_after(&counts, "oom_kill ").unwrap_or(0),
+            waits: in_groups.fold(stalls(&counts), u64::saturating_add),
+        }
+    }
 
-/// Finds out whether memory was short while a command ran. The count of ended processes is read only before
-/// the first command, and when one fails.
+    /// Returns whether the machine was short of memory since `before`, so that a process was ended.
+    fn show_one_since(self, before: Self) -> bool {
+        self.ended > before.ended && self.waits > before.waits
+    }
+}
+
+/// Returns the sum of the counts of `/proc/vmstat` of processes that waited for memory, one for each zone.
+#[cfg(feature = "sandbox")]
+fn stalls(counts: &str) -> u64 {
+    let of_zones = counts.lines().filter_map(|line| line.strip_prefix("allocstall_")?.split_once(' '));
+    of_zones.filter_map(|(_, count)| count.parse().ok()).fold(0, u64::saturating_add)
+}
+
+/// The counts that were read so far, and when. Those that did not change are not repeated.
+#[cfg(feature = "sandbox")]
+static COUNTS: Mutex<Vec<(Instant, Shortages)>> = Mutex::new(Vec::new());
+
+/// Finds out whether memory was short while a command ran. The counts are read only before the first command,
+/// and when one fails.
 #[cfg(feature = "sandbox")]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemoryWatch {
@@ -101,7 +138,7 @@ impl MemoryWatch {
     pub(super) fn start() -> Self {
         let mut counts = COUNTS.lock();
         if counts.is_empty() {
-            counts.push((Instant::now(), ended_processes()));
+            counts.push((Instant::now(), Shortages::read()));
         }
         Self { started: Instant::now() }
     }
@@ -111,21 +148,22 @@ impl MemoryWatch {
     /// # Errors
     /// Returns an error if the command failed while memory was short.
     pub(super) fn ended(self, exit_code: i32) -> Result<i32, RunnerError> {
-        if exit_code == 0 || !rose(&mut COUNTS.lock(), self.started, ended_processes()) {
+        if exit_code == 0 || !was_short(&mut COUNTS.lock(), self.started, Shortages::read()) {
             return Ok(exit_code);
         }
         Err(RunnerError::machine_out_of_memory(exit_code))
     }
 }
 
-/// Returns whether the count is now higher than it was last read before `started`, and notes it.
+/// Returns whether memory was short since `started`, by the counts that were read before that. Notes those of
+/// now.
 #[cfg(feature = "sandbox")]
-fn rose(counts: &mut Vec<(Instant, u64)>, started: Instant, count: u64) -> bool {
-    let before = counts.iter().rev().find(|(at, _)| *at <= started).or(counts.first()).map_or(count, |known| known.1);
-    if counts.last().is_none_or(|last| last.1 != count) {
-        counts.push((Instant::now(), count));
+fn was_short(counts: &mut Vec<(Instant, Shortages)>, started: Instant, now: Shortages) -> bool {
+    let before = counts.iter().rev().find(|(at, _)| *at <= started).or(counts.first()).map_or(now, |known| known.1);
+    if counts.last().is_none_or(|last| last.1 != now) {
+        counts.push((Instant::now(), now));
     }
-    count > before
+    now.show_one_since(before)
 }
 
 #[cfg(test)]
@@ -160,12 +198,24 @@ mod tests {
     fn memory_was_short_for_all_steps_that_ran_when_a_process_was_ended() {
         let at = |seconds| Instant::now() + std::time::Duration::from_secs(seconds);
         let start = Instant::now();
-        let mut counts = vec![(start, 5)];
+        let of = |ended, waits| Shortages { ended, waits };
+        let mut counts = vec![(start, of(5, 1))];
         let [first, second] = [at(0), at(0)];
-        assert!(!rose(&mut counts, first, 5));
-        assert!(rose(&mut counts, first, 6), "a process was ended");
-        assert!(rose(&mut counts, second, 6), "and another step ran then, too");
-        assert!(!rose(&mut counts, at(1), 6), "but this one started later");
+        assert!(!was_short(&mut counts, first, of(5, 1)));
+        assert!(was_short(&mut counts, first, of(6, 2)), "a process was ended");
+        assert!(was_short(&mut counts, second, of(6, 2)), "and another step ran then, too");
+        assert!(!was_short(&mut counts, at(1), of(6, 2)), "but this one started later");
         assert_eq!(counts.len(), 2);
+    }
+
+    #[cfg(feature = "sandbox")]
+    #[test]
+    fn a_full_group_of_another_step_is_no_shortage_of_the_machine() {
+        let start = Instant::now();
+        let mut counts = vec![(start, Shortages { ended: 5, waits: 1 })];
+        assert!(!was_short(&mut counts, start, Shortages { ended: 6, waits: 1 }), "nothing waited");
+        let mut counts = vec![(start, Shortages { ended: 5, waits: 1 })];
+        assert!(!was_short(&mut counts, start, Shortages { ended: 5, waits: 9 }), "nothing was ended");
+        assert_eq!(stalls("allocstall_dma 1\nallocstall_movable 20\noom_kill 7\n"), 21);
     }
 }
