@@ -64,11 +64,14 @@ pub(super) fn execute<R: RunnerSet>(
     async move {
         let dispatch = runners.dispatch(attempt.runner, &attempt.context, input);
         let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
-        match poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx))).await {
-            Poll::Ready(caught) => report(&attempt, Some(caught)),
-            // The state that only waiting needs is large, so it is boxed separately.
-            Poll::Pending => report(&attempt, Box::pin(supervise(running, &attempt.context, attempt.timeout)).await),
+        let first = poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx)));
+        // Not `match`, in which the result would have a place in the future while it waits.
+        if let Poll::Ready(caught) = first.await {
+            return report(&attempt, Some(caught));
         }
+        // The state that only waiting needs is large, so it is boxed separately.
+        let ended = Box::pin(supervise(running, &attempt.context, attempt.timeout)).await;
+        report(&attempt, ended)
     }
 }
 
