@@ -112,9 +112,14 @@ fn nothing_is_sent_from_an_untrusted_checkout() {
     assert!(config.stdout.contains("not allowed") && !config.stdout.contains(SECRET), "{}", config.stdout);
     let runners = Ended::of(&mut checkout.hm(&["runners"])).expect(0);
     assert!(runners.stderr.contains("[remote] endpoint") && runners.stderr.lines().count() == 1, "{}", runners.stderr);
-    let doctor = Ended::of(&mut checkout.hm(&["doctor"]));
+    let doctor = Ended::of(checkout.hm(&["doctor"]).env_remove("HM_API_TOKEN"));
     assert!(matches!(doctor.code, Some(0 | 3)) && doctor.stderr.contains("[docker] host"), "{doctor:?}");
     assert_eq!(recorder.take(), [""; 0]);
+    // A user who has a token for the hosted service named that one, whatever the checkout says.
+    Ended::of(&mut checkout.hm(&["doctor"]));
+    let heard = recorder.take();
+    let is_expected = |line: &String| line == "connected" || line.starts_with("CONNECT api.harmont.dev:443 ");
+    assert!(heard.iter().all(is_expected) && !heard.concat().contains(SECRET), "{heard:?}");
 
     // The recorder does receive traffic that is allowed.
     Ended::of(checkout.hm(&["runners"]).env("HM_TRUST", "1")).expect(0);
@@ -213,7 +218,8 @@ fn no_header_is_sent_over_the_network_without_encryption() {
     fs::remove_file(checkout.project.dir.join(".hm/hm.toml")).unwrap();
     let at = format!("grpc://{}", recorder.address());
     for args in [&["run", "cloud", "--remote", &at][..], &["runners", "--remote", &at], &["doctor", "--remote", &at]] {
-        let ended = Ended::of(&mut checkout.hm(args));
+        // With a token, the doctor would ask the hosted service.
+        let ended = Ended::of(checkout.hm(args).env_remove("HM_API_TOKEN"));
         let told = format!("{}{}", ended.stdout, ended.stderr);
         assert!(told.contains("the header `authorization` is not sent") && !told.contains(SECRET), "{args:?}: {told}");
     }
