@@ -20,6 +20,8 @@ const MIN_LINE_BYTES: usize = 8;
 /// A run's secrets. They are never shown, not in `Debug` either.
 pub(super) struct Masker {
     finder: AhoCorasick,
+    /// Searches in whole texts, in upper and lower case: names of hosts are recorded in lower case.
+    texts: AhoCorasick,
     /// Used to search for the beginning of a secret at the end of a chunk.
     prefixes: Vec<Pattern>,
 }
@@ -56,10 +58,14 @@ impl Masker {
             return Ok(None);
         }
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&patterns)?;
+        let texts = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .ascii_case_insensitive(true)
+            .build(&patterns)?;
         // One-byte patterns have no proper prefix.
         let prefixes =
             patterns.iter().filter(|pattern| pattern.len() > 1).map(|pattern| Pattern::new(pattern)).collect();
-        Ok(Some(Self { finder, prefixes }))
+        Ok(Some(Self { finder, texts, prefixes }))
     }
 
     /// Appends to `out` the part of the held-back bytes and `chunk` that is decided: masked, or certainly not
@@ -93,28 +99,18 @@ impl Masker {
 
     /// Appends the bytes that were held back. No more chunks follow.
     pub(super) fn finish(&self, held: &mut Held, out: &mut Vec<u8>) {
-        self.mask_whole(&std::mem::take(&mut held.0), out);
+        mask_whole(&self.finder, &std::mem::take(&mut held.0), out);
     }
 
     /// Masks a complete text.
     pub(super) fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if !self.finder.is_match(text) {
+        if !self.texts.is_match(text) {
             return Cow::Borrowed(text);
         }
         let mut out = Vec::with_capacity(text.len());
-        self.mask_whole(text.as_bytes(), &mut out);
+        mask_whole(&self.texts, text.as_bytes(), &mut out);
         // A secret may be a part of a character.
         Cow::Owned(String::from_utf8_lossy(&out).into_owned())
-    }
-
-    fn mask_whole(&self, text: &[u8], out: &mut Vec<u8>) {
-        let mut from = 0;
-        for found in self.finder.find_iter(text) {
-            out.extend_from_slice(&text[from..found.start()]);
-            out.extend_from_slice(REPLACEMENT);
-            from = found.end();
-        }
-        out.extend_from_slice(&text[from..]);
     }
 
     /// Returns every position from which `text` to its end is a proper prefix of a secret, in ascending
@@ -127,6 +123,16 @@ impl Masker {
         starts.sort_unstable();
         starts
     }
+}
+
+fn mask_whole(finder: &AhoCorasick, text: &[u8], out: &mut Vec<u8>) {
+    let mut from = 0;
+    for found in finder.find_iter(text) {
+        out.extend_from_slice(&text[from..found.start()]);
+        out.extend_from_slice(REPLACEMENT);
+        from = found.end();
+    }
+    out.extend_from_slice(&text[from..]);
 }
 
 impl fmt::Debug for Masker {

@@ -41,6 +41,13 @@ pub(super) enum Way {
 }
 
 impl Access {
+    /// Returns whether `name` begins with a name that is listed: resolvers append the domains of their search
+    /// list, and go on if such a name does not exist.
+    pub(super) fn lists_beginning_of(&self, name: &str) -> bool {
+        let Some(rules) = &self.egress else { return false };
+        name.match_indices('.').any(|(at, _)| rules.iter().any(|rule| rule.allows_name(&name[..at], None)))
+    }
+
     /// Returns what to do for a connection, or a datagram, to `to`.
     ///
     /// # Errors

@@ -62,10 +62,15 @@ impl Recorder {
 
     /// Records a connection that ended.
     pub(super) fn record(&self, connection: Connection) {
-        let mut state = self.state.borrow_mut();
-        if connection.end == ConnectionEnd::Blocked && state.blocked.is_none() {
-            state.blocked = Some(connection.clone());
+        if connection.end == ConnectionEnd::Blocked {
+            self.state.borrow_mut().blocked.get_or_insert_with(|| connection.clone());
         }
+        self.record_harmless(connection);
+    }
+
+    /// Records a connection that does not explain a failure of the step.
+    pub(super) fn record_harmless(&self, connection: Connection) {
+        let mut state = self.state.borrow_mut();
         if state.single < MAX_SINGLE {
             state.single += 1;
             drop(state);

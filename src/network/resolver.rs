@@ -59,7 +59,7 @@ fn config_like(config: &str) -> Vec<u8> {
     for line in config.lines() {
         let kind = line.split_ascii_whitespace().next();
         if matches!(kind, Some("search" | "domain" | "options")) {
-            // Questions over TCP are passed on unread, so that the machine's name would be unknown.
+            // The machine's resolvers may not listen on TCP.
             let words = line.split_ascii_whitespace().filter(|word| *word != "use-vc");
             let _ = writeln!(made, "{}", words.collect::<Vec<_>>().join(" "));
         }

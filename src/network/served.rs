@@ -71,7 +71,9 @@ impl Served {
     pub(super) fn record_blocked_name(&self, name: Arc<str>) {
         let reason = format!("`egress` has no entry for {name}").into();
         let blocked = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
-        self.recorder.record(Connection { host: Some(name), reason: Some(reason), ..blocked });
+        let is_search = self.access.lists_beginning_of(&name);
+        let refused = Connection { host: Some(name), reason: Some(reason), ..blocked };
+        if is_search { self.recorder.record_harmless(refused) } else { self.recorder.record(refused) }
     }
 
     /// Writes a frame, if there is one, to the device.

@@ -66,6 +66,7 @@ impl Limits {
 
 /// Checks the network of a step on a runner whose steps may have one of their own, which is the default.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
+    refuse_list(args)?;
     match for_private_networks(args) {
         Some(name) if !wants_private(Some(args)) => {
             let message = "this is for steps with a network of their own: leave `network` out";
@@ -88,6 +89,7 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
 /// Does the same as [`check_network`] for a runner that connects the networks of steps by other means than
 /// this program.
 pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
+    refuse_list(args)?;
     refuse_caches(args)?;
     match for_private_networks(args) {
         Some(name) => {
@@ -100,14 +102,23 @@ pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
+    refuse_list(args)?;
     refuse_caches(args)?;
     let name = match for_private_networks(args) {
-        _ if args["network"] == "private" => "network",
+        _ if is_private(&args["network"]) => "network",
         Some(name) => name,
         None => return Ok(()),
     };
     let message = "this runner has no private networks: use \"host\" or \"none\"";
     Err(ArgsError { path: format!("runner_args.{name}"), message: message.into() })
+}
+
+/// Refuses a list, which would be read as the values of the fields in their order.
+fn refuse_list(args: &Value) -> Result<(), ArgsError> {
+    match args {
+        Value::Array(_) => Err(ArgsError { path: "runner_args".into(), message: "expected an object".into() }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses cache directories, for a runner that has none.
@@ -121,7 +132,12 @@ fn refuse_caches(args: &Value) -> Result<(), ArgsError> {
 
 /// Returns whether a step with these arguments has a network of its own, on a runner that has such.
 pub(crate) fn wants_private(args: Option<&Value>) -> bool {
-    args.and_then(|args| args.get("network")).is_none_or(|network| network == "private")
+    args.and_then(|args| args.get("network")).is_none_or(is_private)
+}
+
+/// Returns whether the value of `network` is that of a network of the step's own, in any of its spellings.
+fn is_private(network: &Value) -> bool {
+    Network::deserialize(network).is_ok_and(|network| network == Network::Private)
 }
 
 /// Returns the first argument that only steps with a network of their own have.
@@ -287,6 +303,9 @@ mod tests {
         }
         let caches = json!({ "caches": { "cargo": "/root/.cargo" } });
         assert_eq!(check_network(&caches), Ok(()));
+        for check in [check_network, check_listed_network, check_bridged_network, check_shared_network] {
+            assert_eq!(check(&json!([])).unwrap_err().path, "runner_args");
+        }
         for check in [check_listed_network, check_bridged_network, check_shared_network] {
             assert_eq!(check(&caches).unwrap_err().path, "runner_args.caches");
         }
@@ -307,6 +326,8 @@ mod tests {
         assert_eq!(parse(json!({})).unwrap().network, Network::Private);
         assert!(wants_private(None) && wants_private(Some(&json!({ "memory": 1 }))));
         assert!(!wants_private(Some(&json!({ "network": "host" }))));
+        let spelled = json!({ "network": { "private": null } });
+        assert!(wants_private(Some(&spelled)) && check_shared_network(&spelled).is_err());
     }
 
     #[test]

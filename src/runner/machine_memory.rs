@@ -1,10 +1,11 @@
 //! The memory of this machine: how much is available, and whether it was so short that the kernel ended
 //! processes.
 
+#[cfg(feature = "sandbox")]
+use std::time::{Duration, Instant};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 #[cfg(feature = "sandbox")]
@@ -124,8 +125,20 @@ fn stalls(counts: &str) -> u64 {
 #[cfg(feature = "sandbox")]
 static COUNTS: Mutex<Vec<(Instant, Shortages)>> = Mutex::new(Vec::new());
 
-/// Finds out whether memory was short while a command ran. The counts are read only before the first command,
-/// and when one fails.
+/// When the counts were last read.
+#[cfg(feature = "sandbox")]
+static READ_AT: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// How old counts may be when a command starts. What happened in this time counts for the command, too.
+#[cfg(feature = "sandbox")]
+const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// The number of remembered counts.
+#[cfg(feature = "sandbox")]
+const MAX_COUNTS: usize = 1000;
+
+/// Finds out whether memory was short while a command ran. The counts are read when commands start, at most
+/// once a second, and when one fails.
 #[cfg(feature = "sandbox")]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemoryWatch {
@@ -136,9 +149,10 @@ pub(super) struct MemoryWatch {
 impl MemoryWatch {
     /// Notes the start of a command.
     pub(super) fn start() -> Self {
-        let mut counts = COUNTS.lock();
-        if counts.is_empty() {
-            counts.push((Instant::now(), Shortages::read()));
+        let mut read_at = READ_AT.lock();
+        if read_at.is_none_or(|at| at.elapsed() >= MAX_AGE) {
+            *read_at = Some(Instant::now());
+            note(&mut COUNTS.lock(), Shortages::read());
         }
         Self { started: Instant::now() }
     }
@@ -160,10 +174,20 @@ impl MemoryWatch {
 #[cfg(feature = "sandbox")]
 fn was_short(counts: &mut Vec<(Instant, Shortages)>, started: Instant, now: Shortages) -> bool {
     let before = counts.iter().rev().find(|(at, _)| *at <= started).or(counts.first()).map_or(now, |known| known.1);
-    if counts.last().is_none_or(|last| last.1 != now) {
-        counts.push((Instant::now(), now));
-    }
+    note(counts, now);
     now.show_one_since(before)
+}
+
+/// Remembers counts, if they have changed.
+#[cfg(feature = "sandbox")]
+fn note(counts: &mut Vec<(Instant, Shortages)>, now: Shortages) {
+    if counts.last().is_some_and(|last| last.1 == now) {
+        return;
+    }
+    if counts.len() >= MAX_COUNTS {
+        counts.drain(..MAX_COUNTS / 2);
+    }
+    counts.push((Instant::now(), now));
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ pub async fn save(
         // Held until everything is packed.
         let _lease = lease;
         let dir = CacheDir::create(&dir)?;
-        let old = match dir.list() {
+        let mut old = match dir.list() {
             // What cannot be read is no loss: it is a cache.
             Err(SavedCacheError::Foreign { why, .. }) => {
                 tracing::warn!("replacing the list of results: {why}");
@@ -94,11 +94,19 @@ pub async fn save(
             }
             list => list?,
         };
+        // A clock that was ahead must not keep a result for ever.
+        let now = now_ms();
+        old.results.iter_mut().for_each(|result| result.used_at = result.used_at.min(now));
         let saved = Saving::new(&store, &dir, &old, id_map, limits).run();
-        if saved.is_err()
-            && let Err(error) = dir.sweep(&old)
-        {
-            tracing::debug!(%error, "failed to remove what a failed save has written");
+        if saved.is_err() {
+            // By the list that is there now: the save may have failed after it had put its own.
+            let swept = match dir.list() {
+                Err(SavedCacheError::Foreign { .. }) => dir.sweep(&List::default()),
+                list => list.and_then(|list| dir.sweep(&list)),
+            };
+            if let Err(error) = swept {
+                tracing::debug!(%error, "failed to remove what a failed save has written");
+            }
         }
         saved
     })
@@ -191,7 +199,9 @@ impl<'a> Saving<'a> {
     /// Returns the results of the store, and those that only the directory has, the one that was used last
     /// first.
     fn candidates(&self) -> Result<Vec<Candidate<'a>>, SavedCacheError> {
-        let steps = self.store.steps().all()?;
+        let mut steps = self.store.steps().all()?;
+        let now = now_ms();
+        steps.iter_mut().for_each(|step| step.used_at = step.used_at.min(now));
         let known: HashSet<[u8; 32]> = steps.iter().map(|step| step.key).collect();
         let others = self.old_list.results.iter().filter(|result| !known.contains(&result.key.0));
         let mut all: Vec<_> = others.map(Candidate::OfDir).collect();

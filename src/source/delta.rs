@@ -131,10 +131,14 @@ pub(crate) fn delta_with_caches(
         }
     }
     if !caches.is_empty() {
-        let shown = times.applied_to(&after);
-        result.seen = shown.id();
-        if caches.iter().all(|cache| cache.source != result.seen) {
-            record_manifest(store, &result.seen, &shown.encode())?;
+        let differs = |entry: ManifestEntry<'_>| times.of(entry.path).is_some_and(|time| time != entry.mtime);
+        if after.entries().any(differs) {
+            let encoded = times.applied_to(&after).encode();
+            // Not the id of a source, which does not tell the times of directories.
+            result.seen = SourceId::of(blake3::hash(&encoded));
+            if caches.iter().all(|cache| cache.source != result.seen) {
+                record_manifest(store, &result.seen, &encoded)?;
+            }
         }
         hasher.update(format!("as seen {} {:?}\n", result.seen, result.latest).as_bytes());
     }

@@ -115,7 +115,8 @@ fn embed(path: &Path) -> Result<(), String> {
         None => return Err(format!("{} is not a 64-bit ELF file", path.display())),
     }
     // A copy, because the file may change while the crate is compiled.
-    fs::copy(path, out_dir().join("hm-step")).map_err(failed)?;
+    // Without the mode: a read-only copy could not be replaced by the next one.
+    fs::read(path).and_then(|bytes| fs::write(out_dir().join("hm-step"), bytes)).map_err(failed)?;
     write_built_in("Ok(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/hm-step\")))").map_err(failed)
 }
 

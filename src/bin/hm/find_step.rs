@@ -96,6 +96,8 @@ pub(crate) fn runs_of(store: &Store, dir: Option<&Path>, pipeline: Option<&str>,
     for dir in if dirs[0] == dirs[1] { &dirs[..1] } else { &dirs[..] } {
         runs.extend(store.runs().of(dir, pipeline, limit).map_err(unreadable)?);
     }
+    // The runs of the second directory are not all older than those of the first.
+    runs.sort_by_key(|run| std::cmp::Reverse(run.started_at));
     Ok(runs)
 }
 

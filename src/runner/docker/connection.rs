@@ -69,7 +69,16 @@ pub(super) async fn probe(place: &str) -> Probe {
 
 /// Probes whether the daemon at `place` can give containers networks of their own.
 pub(super) async fn probe_network(place: &str) -> Probe {
-    let asked = async { connect(place).await?.inspect_network(BRIDGE, None::<InspectNetworkOptions>).await };
+    let asked = async {
+        let docker = connect(place).await?;
+        match docker.inspect_network(BRIDGE, None::<InspectNetworkOptions>).await {
+            // Older versions of Podman know their bridge by this name only, here.
+            Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
+                docker.inspect_network("podman", None::<InspectNetworkOptions>).await
+            }
+            inspected => inspected,
+        }
+    };
     let reason = match tokio::time::timeout(PROBE_PATIENCE, asked).await {
         Ok(Ok(_)) => return Probe::usable(),
         Ok(Err(Error::DockerResponseServerError { status_code: 404, .. })) => {

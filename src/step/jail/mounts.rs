@@ -132,11 +132,9 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     }
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
-    match spec.place {
-        JailPlace::Root => rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?,
-        // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
-        JailPlace::Beside => rustix::process::chroot(c".").doing(|| "open the new root".into())?,
-    }
+    // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
+    // `pivot_root` comes last, because it leaves the host's root on top of the new one, where `..` leads to it.
+    rustix::process::chroot(c".").doing(|| "open the new root".into())?;
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
     for (target, mount) in binds.iter().chain(&inner) {
@@ -164,6 +162,10 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     proc_dir(&host, proc)?;
     mask_proc(special, &another)?;
 
+    rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
+    rustix::process::chroot(c".").doing(|| "go back to the host's root".into())?;
+    rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
+    rustix::process::pivot_root(c".", c".").doing(|| "make the new root the root".into())?;
     rustix::process::fchdir(&host).doing(|| "enter the host's root".into())?;
     unmount(c".", UnmountFlags::DETACH).doing(|| "leave the host's root".into())?;
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())

@@ -112,7 +112,9 @@ pub(in crate::store) fn tag_of(
 ) -> rusqlite::Result<Option<(String, TagRow)>> {
     use super::snapshots::from_text;
     let mut select = connection.prepare_cached(
-        "SELECT reference, manifest, fetched_at FROM tags WHERE digest = ? ORDER BY fetched_at DESC, reference LIMIT 1",
+        // A restore asks for an image by its digest. That name says nothing about a tag.
+        "SELECT reference, manifest, fetched_at FROM tags WHERE digest = ?
+         ORDER BY instr(reference, '@') > 0, fetched_at DESC, reference LIMIT 1",
     )?;
     let read = |row: &rusqlite::Row<'_>| {
         let manifest = from_text(1, row.get(1)?)?;

@@ -20,6 +20,7 @@ struct Understood {
 fn understand(log: &str) -> Understood {
     let (mut found, mut token, mut is_open) = (Understood::default(), None::<String>, false);
     for line in log.lines() {
+        assert!(!line.contains("##["), "an old command, which counts everywhere: {line}");
         if let Some(end) = &token {
             if line == format!("::{end}::") {
                 token = None;
@@ -47,11 +48,11 @@ fn understand(log: &str) -> Understood {
 /// A project whose steps print commands of the service, and whose names need escapes.
 fn project() -> Project {
     let project = Project::new();
-    let hostile = "echo ::endgroup::; echo '::error title=x::fake'; seq 1 3000; echo '100% | <b>' >&2; exit 3";
+    let hostile = "echo ::endgroup::; echo '::error title=x::fake'; seq 1 3000; echo ' ##[error]x'; echo '100% | <b>' >&2; exit 3";
     let nodes = [
         json!({ "step": { "key": "bad", "label": "Tests: a, b | 50% <x>", "cmd": hostile }, "env": {} }),
         json!({ "step": { "key": "good", "cmd": "seq 1 40000" }, "env": {} }),
-        json!({ "step": { "key": "quiet", "cmd": "true" }, "env": {} }),
+        json!({ "step": { "key": "quiet", "label": "Quiet ##[stop-commands]x", "cmd": "true" }, "env": {} }),
         json!({ "step": { "key": "after", "cmd": "true" }, "env": {} }),
     ];
     let graph =
@@ -71,13 +72,13 @@ fn github_gets_balanced_groups_escaped_annotations_and_a_table() {
     // A step without output needs no group.
     assert_eq!(found.groups.len(), 2, "{:?}", found.groups);
     let at = |name: &str| found.groups.iter().position(|title| title.contains(name)).unwrap();
-    assert!(found.groups[at("(bad)")].starts_with("✗ Tests: a, b | 50% <x> (bad) failed with exit code 3"));
+    assert!(found.groups[at("(bad)")].starts_with("✗ Tests: a, b | 50%25 <x> (bad) failed with exit code 3"));
     assert!(found.groups[at("good")].starts_with("✓ good passed in "));
-    assert_eq!(found.lines[at("(bad)")].len(), 3003);
+    assert_eq!(found.lines[at("(bad)")].len(), 3004);
     assert_eq!(found.lines[at("(bad)")][..2], ["::endgroup::", "::error title=x::fake"]);
     let good: Vec<String> = (1..=40_000).map(|number| number.to_string()).collect();
     assert!(found.lines[at("good")] == good, "a long output is complete");
-    assert!(ended.stdout.contains("\n✓ quiet passed in "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("\n✓ Quiet ## [stop-commands]x (quiet) passed in "), "{}", ended.stdout);
 
     let [annotation] = &found.annotations[..] else { panic!("{:?}", found.annotations) };
     let (title, message) = annotation.strip_prefix("title=").unwrap().split_once("::").unwrap();
@@ -88,7 +89,7 @@ fn github_gets_balanced_groups_escaped_annotations_and_a_table() {
     let summary = fs::read_to_string(summary).unwrap();
     assert!(summary.starts_with("### ❌ 1 failed, 2 passed, 1 skipped (after) · "), "{summary}");
     assert!(summary.contains("| ❌ | Tests: a, b \\| 50% &lt;x&gt; (bad) | **failed** | "), "{summary}");
-    assert!(summary.contains("| ✅ | quiet | passed | ") && summary.contains("| ➖ | after | skipped | "), "{summary}");
+    assert!(summary.contains("| ✅ | Quiet ##&#91;stop-commands]x (quiet) | passed | ") && summary.contains("| ➖ | after | skipped | "), "{summary}");
     assert!(summary.contains("stderr │ 100% | &lt;b&gt;\n") || summary.contains("stderr │ 100% | &lt;b&gt;</pre>"));
 
     // The user's choice comes first.

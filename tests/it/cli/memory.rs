@@ -67,7 +67,7 @@ impl Drop for SmallMachine {
 
 /// Returns a command that has this much memory for a second, and fails if it does not get it.
 fn hungry(bytes: u64) -> String {
-    format!("head -c {bytes} /dev/zero | tail -c {bytes} | {{ sleep 1; test $(wc -c) = {bytes}; }}")
+    format!("head -c {bytes} /dev/zero | tail -c {bytes} | {{ sleep 2; test $(wc -c) = {bytes}; }}")
 }
 
 fn of_kind<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {

@@ -39,7 +39,7 @@ fn runs_are_listed_with_how_they_ended() {
     project.file(".hm/docs.json", &ir(&[("a", "true", None)]));
     project.run(&["docs"]).expect(0);
     project.file(".hm/slow.json", &ir(&[("a", "sleep 60", None)]));
-    project.run(&["slow", "--timeout", "1s"]).expect(124);
+    project.run(&["slow", "--timeout", "3s"]).expect(124);
 
     let text = hm(&project, &["runs"]).expect(0).stdout;
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();

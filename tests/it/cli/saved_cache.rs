@@ -152,6 +152,8 @@ fn results_travel_to_another_store_with_their_files_and_logs() {
     assert_eq!((&report["results"], &report["present"]), (&json!(3), &json!(0)), "{report}");
     let report = cached.restore("second", &dir);
     assert_eq!((&report["results"], &report["present"]), (&json!(0), &json!(3)), "{report}");
+    let restored = cached.restore("third", &dir);
+    assert_eq!(restored["results"], 3, "{restored}");
     // The tag is known, and so are all files: nothing is asked for.
     cached.registry.stop();
     assert_eq!(cached.counts("second"), (0, 3));
@@ -163,6 +165,14 @@ fn results_travel_to_another_store_with_their_files_and_logs() {
     let log = Ended::of(&mut cached.hm("second", &["logs", "c"])).expect(0);
     assert!(log.stdout.contains("a\nc\n"), "{}", log.stdout);
 
+    // The image keeps its tag, also beside a result that is new.
+    let next = cached.path("next");
+    copy(&dir, &next);
+    cached.save("second", &next);
+    let listed = list(&next);
+    let mut images = listed["images"].as_object().unwrap().values();
+    assert!(images.all(|image| image["reference"].as_str().unwrap().ends_with("it:1")), "{listed}");
+
     // What was restored is saved again without packing it, and being restored is no use.
     let used = |dir: &Path| {
         let of = |result: &Value| (result["key"].to_string(), result["used_at"].clone());
@@ -170,12 +180,15 @@ fn results_travel_to_another_store_with_their_files_and_logs() {
         used.sort_by(|a, b| a.0.cmp(&b.0));
         used
     };
-    cached.restore("third", &dir);
     let again = cached.path("again");
     copy(&dir, &again);
     let report = cached.save("third", &again);
     assert_eq!((&report["written_bytes"], &report["results"]), (&json!(0), &json!(3)), "{report}");
     assert_eq!(used(&again), used(&dir));
+    // All of it comes from the store here.
+    let fresh = cached.path("fresh");
+    cached.save("third", &fresh);
+    assert_eq!(used(&fresh), used(&dir));
 }
 
 #[test]

@@ -19,7 +19,11 @@ fn with_args(mut step: Value, args: Value) -> Value {
 async fn two_steps_listen_on_one_port_at_the_same_time() {
     let Some(bench) = Bench::new() else { return };
     // Until both are there, each has its own port, and what it connects to is its own server.
-    let cmd = |name: &str| format!("(echo {name} | nc -l -p 5432) & sleep 2; nc 127.0.0.1 5432 </dev/null; wait");
+    let cmd = |name: &str| {
+        format!(
+            "(echo {name} | nc -l -p 5432) & sleep 2; until nc 127.0.0.1 5432 </dev/null 2>/dev/null; do sleep 0.1; done; wait"
+        )
+    };
     let steps = ["one", "two"].map(|name| step(name, &cmd(name)));
     let built = bench.build(&pipeline(&steps, &[])).await;
     assert!(built.outcome.status.is_success(), "{:#?}", built.events);

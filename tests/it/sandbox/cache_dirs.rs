@@ -58,6 +58,24 @@ fn start(project: &Project, args: &[&str]) -> (Child, BufReader<std::process::Ch
 }
 
 #[test]
+fn a_link_leads_a_cache_directory_to_nothing_of_the_machine() {
+    let project = Project::new();
+    let outside = project.store.with_file_name("outside");
+    fs::create_dir(&outside).unwrap();
+    std::os::unix::fs::symlink("/", project.dir.join("root")).unwrap();
+    std::os::unix::fs::symlink(format!("..{}", outside.display()), project.dir.join("up")).unwrap();
+    let look = format!("test ! -e /..{}; ls -di / /..", outside.display());
+    pipeline(&project, "ci", &look, &json!({ "a": "/workspace/root" }));
+    let lines = printed(&ended(&project, &["ci"]).expect(0));
+    let inodes: Vec<_> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(inodes[0], inodes[1], "nothing is above the root");
+    pipeline(&project, "ci", "true", &json!({ "b": "/workspace/up/made" }));
+    // There is no such directory in the step's root.
+    ended(&project, &["ci"]).expect(3);
+    assert!(!outside.join("made").exists());
+}
+
+#[test]
 fn content_is_kept_if_the_step_passes() {
     let project = Project::new();
     let nothing: [&str; 0] = [];

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, TcpListener},
     process::Command,
     thread,
 };
@@ -63,14 +63,14 @@ fn connections_are_logged_with_names_ends_and_bytes() {
         "def to(host, port):\n\
          \x20   try: return socket.create_connection((host, port), 5)\n\
          \x20   except OSError as e: print(type(e).__name__)\n\
-         c = to('host.hm.internal', {port}); c.sendall(b'hello'); print(c.recv(9)); c.close()\n\
+         c = to('host.hm.internal', {port}); c.sendall(b'hello'); print(c.recv(9)); c.recv(9); c.close()\n\
          to('10.0.2.2', 9); to('127.0.0.1', 9); to('169.254.169.254', 80)\n\
          u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'four', ('10.0.2.2', {port}))"
     );
     let project = python(&code, json!({ "host_ports": [port] }));
     let ended = run(&project, &["--format", "json-full"]).expect(0);
     let all = connections(&project);
-    let named = all.iter().find(|it| it["host"] == "host.hm.internal").unwrap();
+    let named = all.iter().find(|it| it["host"] == "host.hm.internal" && it["port"] == port).unwrap();
     assert_eq!((&named["protocol"], &named["port"], &named["end"]), (&json!("tcp"), &json!(port), &json!("closed")));
     assert_eq!((&named["sent"], &named["received"], &named["step"]), (&json!(5), &json!(3), &json!("a")));
     assert!(named["address"] == "10.0.2.2" && named["ts"].is_string(), "{named}");
@@ -108,23 +108,26 @@ fn a_flood_is_recorded_by_destination() {
 
 #[test]
 fn a_failed_step_gets_a_hint_about_its_network_and_a_passed_one_does_not() {
-    let attempt = |host: &str| format!("socket.create_connection(('{host}', 5432), 5)");
+    // A port on which nothing listens.
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let attempt = |host: &str| format!("socket.create_connection(('{host}', {port}), 5)");
     let hint = |code: &str, args: Value, exit: i32| {
         let ended = run(&python(code, args), &[]).expect(exit);
         ended.stdout + &ended.stderr
     };
-    for host in ["127.0.0.1", "::1"] {
+    let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    for host in ["127.0.0.1", "::1"].into_iter().take(if has_ipv6 { 2 } else { 1 }) {
         let text = hint(&attempt(host), json!({}), 1);
         assert!(text.contains("`host_ports`") && text.contains("--network host"), "{host}: {text}");
     }
     let text = hint(&attempt("192.0.2.1"), json!({ "egress": ["192.0.2.1:443"] }), 1);
-    assert!(text.contains("`egress` has no entry for 192.0.2.1:5432"), "{text}");
+    assert!(text.contains(&format!("`egress` has no entry for 192.0.2.1:{port}")), "{text}");
     let text = hint("socket.getaddrinfo('evil.example', 80)", json!({ "egress": ["a.example"] }), 1);
     assert!(text.contains("`egress` has no entry for evil.example"), "{text}");
     let text = hint(&format!("try: {}\nexcept OSError: pass", attempt("127.0.0.1")), json!({}), 0);
     assert!(!text.contains("host_ports"), "{text}");
     // Refused by the machine, and not by its own loopback.
-    let text = hint(&attempt("10.0.2.2"), json!({ "host_ports": [5432] }), 1);
+    let text = hint(&attempt("10.0.2.2"), json!({ "host_ports": [port] }), 1);
     assert!(!text.contains("its own loopback"), "{text}");
 }
 
@@ -179,7 +182,7 @@ nsenter -t $far -n sh -ec 'ip link set lo up; ip addr add 192.0.2.1 dev lo; ip a
   echo 0 > /proc/sys/net/ipv4/ip_forward
   ip addr add 198.51.100.2/24 dev hm1; ip link set hm1 up'
 echo go > $DIR/ready
-until [ $(grep -c ready $DIR/far) = 2 ]; do sleep 0.05; done
+until [ $(grep -c ready $DIR/far) = 2 ]; do kill -0 $far; sleep 0.05; done
 # The machine's resolver changes as soon as the step has seen the first one.
 (until grep -q 'first 192.0.2.1' $DIR/out; do sleep 0.05; done; echo 'nameserver 192.0.2.54' > $DIR/resolv.conf) &
 change=$!

@@ -4,7 +4,10 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -179,9 +182,12 @@ struct Bridge {
 
 impl Bridge {
     fn make() -> Result<Self, String> {
-        // A network for each process, of those that are kept for tests (RFC 2544).
-        let number = std::process::id() % (1 << 9);
-        let bridge = Self { name: format!("hmt{}", std::process::id()) };
+        // The last daemon of this process may still be ending, with its bridge.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (process, next) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // A network for each bridge, of those that are kept for tests (RFC 2544).
+        let number = process.wrapping_mul(7).wrapping_add(next) % (1 << 9);
+        let bridge = Self { name: format!("hmt{process}-{next}") };
         let address = format!("198.{}.{}.1/24", 18 + (number >> 8), number & 0xff);
         for args in [
             &["link", "add", &bridge.name, "type", "bridge"][..],

@@ -102,6 +102,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let selection = Selection { run: &run, steps: &steps, only: step.as_ref() };
         return events::show(&store, &selection, args);
     }
+    if step.is_some() && (args.timestamps || args.format == AnswerFormat::Json) {
+        return Err(Failure::input("the output of a cached step has no times and no events")
+            .hint("leave out `--format json` and `-t`, or run the step again with `--no-cache`"));
+    }
     let Some(step) = step else {
         let rows: Vec<_> = steps.iter().map(|step| vec![text::clean(&step.key), describe(step)]).collect();
         let head = format!("run {} of {}\n", run.id, text::clean(&run.pipeline));

@@ -25,7 +25,7 @@ pub(super) fn unpack() -> io::Result<Option<TempDir>> {
     if cfg!(not(feature = "bundled-dsl")) {
         return Ok(None);
     }
-    let dir = tempfile::tempdir()?;
+    let dir = tempfile::Builder::new().prefix("hm-dsl-").tempdir()?;
     // A project of another user is rendered as that user.
     allow_reading(dir.path(), 0o755)?;
     for (name, text) in FILES {

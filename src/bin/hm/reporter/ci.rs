@@ -5,6 +5,7 @@
 //! annotations, too, and a table of the steps is appended to the job's summary.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     env,
     fs::OpenOptions,
@@ -33,6 +34,9 @@ const COPY_BYTES: usize = 64 << 10;
 
 /// The maximum number of rows of the table. The service limits the size of a summary.
 const MAX_ROWS: usize = 500;
+
+/// The beginning of an old command of GitHub.
+const OLD_COMMAND: &str = "##[";
 
 /// A CI service whose logs have groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,7 @@ impl<W: Write> Ci<W> {
     }
 
     fn say(&mut self, text: &str) {
+        let text = inert(self.service, text);
         self.out.push(|buffer| {
             buffer.extend_from_slice(text.as_bytes());
             buffer.push(b'\n');
@@ -91,6 +96,9 @@ impl<W: Write> Ci<W> {
     fn keep(&mut self, step_id: Uuid, line: &str) {
         self.line.clear();
         text::push_clean(&mut self.line, line, self.canvas.style.colors);
+        if let Cow::Owned(inert) = inert(self.service, &self.line) {
+            self.line = inert;
+        }
         self.line.push('\n');
         self.open.entry(step_id).or_insert_with(Group::new).push(&self.line);
     }
@@ -100,7 +108,7 @@ impl<W: Write> Ci<W> {
         let Some(mut group) = self.open.remove(&step_id) else { return self.say(head) };
         match self.service {
             Service::GitHub => {
-                self.say(&format!("::group::{}", text::clean(head)));
+                self.say(&format!("::group::{}", data(&text::clean(head))));
                 // What the step prints is not for the service.
                 let token = Uuid::new_v4();
                 self.say(&format!("::stop-commands::{token}"));
@@ -139,7 +147,8 @@ impl<W: Write> Ci<W> {
     /// Prints what is left of a build.
     fn end(&mut self, status: Option<BuildStatus>, duration_ms: u64) {
         self.has_ended = true;
-        let open: Vec<Uuid> = self.open.keys().copied().collect();
+        let mut open: Vec<Uuid> = self.open.keys().copied().collect();
+        open.sort_by_key(|step_id| self.steps.index(*step_id));
         for step_id in open {
             let title = self.steps.title(step_id);
             self.print_group(step_id, true, &format!("- {title} did not end"));
@@ -299,6 +308,14 @@ fn result(status: StepStatus) -> String {
     .to_owned()
 }
 
+/// Returns text without the old commands of GitHub, `##[NAME]`, which count anywhere in a line.
+fn inert(service: Service, text: &str) -> Cow<'_, str> {
+    match service {
+        Service::GitHub if text.contains(OLD_COMMAND) => text.replace(OLD_COMMAND, "## [").into(),
+        _ => text.into(),
+    }
+}
+
 /// Escapes the message of a workflow command.
 fn data(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
@@ -311,7 +328,12 @@ fn property(text: &str) -> String {
 
 /// Escapes text in Markdown or HTML.
 fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('`', "&#96;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('`', "&#96;")
+        .replace('[', "&#91;")
+        .replace('\\', "&#92;")
 }
 
 #[cfg(test)]
@@ -323,5 +345,8 @@ mod tests {
         assert_eq!(data("50%\r\n::error::x"), "50%25%0D%0A::error::x");
         assert_eq!(property("a: b, c%"), "a%3A b%2C c%25");
         assert_eq!(html("<script>&`"), "&lt;script&gt;&amp;&#96;");
+        assert_eq!(html(r"[l](x)\|"), "&#91;l](x)&#92;|");
+        assert_eq!(inert(Service::GitHub, "a ##[stop-commands]x"), "a ## [stop-commands]x");
+        assert_eq!(inert(Service::GitLab, "a ##[b]"), "a ##[b]");
     }
 }

@@ -141,13 +141,19 @@ impl Steps {
         }
     }
 
+    /// Returns the position of a step in its pipeline.
+    pub(super) fn index(&self, step_id: Uuid) -> Option<u32> {
+        self.by_id.get(&step_id).copied()
+    }
+
     fn add(&mut self, step_id: Uuid, key: &Arc<str>, display_name: &Arc<str>, style: Style) {
         let Ok(index) = u32::try_from(self.infos.len()) else { return };
         let clean = text::clean(key);
         let name: Arc<str> = if !style.colors && clean == **key { Arc::clone(key) } else { style.name(&clean).into() };
         // Without the plan, the displayed name may be the beginning of the command, but then it helps, too.
         let label = match self.plan.step(StepIndex(index), key) {
-            Some(step) => step.label.as_deref(),
+            // The displayed name is the label, with secrets masked.
+            Some(step) => step.label.as_deref().filter(|label| !label.trim().is_empty()).map(|_| &**display_name),
             None => Some(&**display_name),
         };
         let label = label.map(str::trim).filter(|label| !label.is_empty() && !is_key(label, key));

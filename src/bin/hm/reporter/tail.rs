@@ -107,6 +107,7 @@ fn keep(lines: &mut VecDeque<Line>, limit: usize, number: u64, is_error: bool, t
     line.number = number;
     line.is_error = is_error;
     line.text.clear();
+    let text = super::text::last_shown(text);
     line.text.push_str(&text[..text.floor_char_boundary(LINE_BYTES)]);
     lines.push_back(line);
 }
@@ -121,6 +122,14 @@ mod tests {
         let excerpt = tail.excerpt(limit);
         let line = |line: &Option<Line>| line.as_ref().map_or_else(|| "…".into(), |line| line.text.clone());
         (excerpt.earlier, excerpt.lines.iter().map(line).collect())
+    }
+
+    #[test]
+    fn what_a_progress_bar_is_overwritten_with_is_kept() {
+        let bar = "downloading\r".repeat(2000) + "ERROR: disk is broken";
+        let mut tail = Tail::default();
+        tail.push(StdStream::Stdout, &bar);
+        assert_eq!(shown(&tail, 1), (0, vec!["ERROR: disk is broken".to_owned()]));
     }
 
     fn of(lines: &[&str]) -> Tail {

@@ -43,7 +43,7 @@ pub(crate) fn clean(line: &str) -> String {
 /// Returns the visible part of a line with carriage returns: the last part that shows anything. A line that
 /// ends with control characters (`\r\n`, or a colour between the two) loses nothing, and a progress bar is
 /// shown once.
-fn last_shown(line: &str) -> &str {
+pub(super) fn last_shown(line: &str) -> &str {
     let mut parts = line.trim_end_matches(['\r', '\n']).rsplit('\r');
     let last = parts.next().unwrap_or_default();
     if shows_something(last) { last } else { parts.find(|part| shows_something(part)).unwrap_or(last) }

@@ -1,7 +1,7 @@
 //! What a pipeline requests beyond the sandbox.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
 };
 
@@ -9,7 +9,7 @@ use hm_exec::{
     Plan,
     image::image_path,
     plan::{BindOptions, DEFAULT_IMAGE},
-    runner::Network,
+    runner::{CacheArg, CacheScope, Network},
 };
 use serde_json::Value;
 
@@ -33,11 +33,12 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     // network, and steps of `process` request more than a network.
     let asks = |runner: Option<&str>| {
         let runner = runner.or(options.runner.as_deref());
-        options.network != Some(Network::Host) && !matches!(runner, Some("cloud" | "process"))
+        !matches!(runner, Some("cloud" | "process"))
     };
+    let is_named = |arg: &str| options.network == Some(Network::Host) && arg != "caches";
     let asking = nodes.iter().filter(|node| asks(node.step.runner.as_deref()));
     for (name, value) in asking.filter_map(|node| node.step.runner_args.as_ref()?.as_object()).flatten() {
-        if let Some((value, effect)) = of_step_arg(name, value) {
+        if let Some((value, effect)) = of_step_arg(name, value).filter(|_| !is_named(name)) {
             let permission = Permission::new(name, value, effect);
             if !permissions.contains(&permission) {
                 permissions.push(permission);
@@ -67,13 +68,15 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
             let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
             Some((ports.join(", "), "its steps reach these ports of this machine"))
         }
-        ("network", Value::String(network)) if network == "host" => {
-            Some((network.clone(), "its steps reach every server on this machine"))
+        // By the types that runners read: a value may be written in more than one way.
+        ("network", value) if serde_json::from_value(value.clone()).is_ok_and(|it: Network| it == Network::Host) => {
+            Some(("host".to_owned(), "its steps reach every server on this machine"))
         }
-        ("caches", Value::Object(caches)) => {
-            let is_shared = |cache: &Value| cache.get("scope").is_some_and(|scope| scope == "user");
-            let names: Vec<&str> =
-                caches.iter().filter(|(_, cache)| is_shared(cache)).map(|(name, _)| name.as_str()).collect();
+        ("caches", value) => {
+            // What is no table of cache directories is refused at binding.
+            let caches: BTreeMap<String, CacheArg> = serde_json::from_value(value.clone()).unwrap_or_default();
+            let shared = caches.iter().filter(|(_, cache)| cache.scope == CacheScope::User);
+            let names: Vec<&str> = shared.map(|(name, _)| name.as_str()).collect();
             let effect = "its steps write to these directories, which steps of your other projects use";
             (!names.is_empty()).then(|| (names.join(", "), effect))
         }
@@ -162,6 +165,21 @@ mod tests {
         let caches = r#","runner_args":{"caches":{"a":"/a","b":{"path":"/b","scope":"user"},"c":{"path":"/c","scope":"project"}}}"#;
         let asked = permissions(&step("a", caches), "", &BindOptions::default(), Path::new("/project"));
         assert_eq!(asked, [r#"caches = "b""#]);
+        // The network that the user names is about the network alone.
+        let options = BindOptions { network: Some(Network::Host), ..BindOptions::default() };
+        assert_eq!(permissions(&step("a", caches), "", &options, Path::new("/project")), [r#"caches = "b""#]);
+    }
+
+    #[test]
+    fn other_spellings_ask_as_well() {
+        for (args, expected) in [
+            (r#"{"network":{"host":null}}"#, r#"network = "host""#),
+            (r#"{"caches":{"k":{"path":"/x","scope":{"user":null}}}}"#, r#"caches = "k""#),
+            (r#"{"caches":{"k":["/x","user"]}}"#, r#"caches = "k""#),
+        ] {
+            let step = step("a", &format!(r#","runner_args":{args}"#));
+            assert_eq!(permissions(&step, "", &BindOptions::default(), Path::new("/project")), [expected], "{args}");
+        }
     }
 
     #[test]

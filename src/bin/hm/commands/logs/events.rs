@@ -57,7 +57,15 @@ pub(super) fn show(store: &Store, selection: &Selection<'_>, args: &Args) -> Out
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id)).because(error)
     };
     let shown = loop {
-        match journal.next().map_err(unreadable)? {
+        let next = match journal.next() {
+            Ok(next) => next,
+            Err(error) => {
+                // What precedes the damage. If stdout fails, too, the damage is still the error.
+                let _ = printer.finish();
+                return Err(unreadable(error));
+            }
+        };
+        match next {
             Followed::Event(event) => match printer.event(&event) {
                 Ok(Next::Continue) => {}
                 Ok(Next::Stop) => break printer.finish(),

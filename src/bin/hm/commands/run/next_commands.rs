@@ -15,8 +15,12 @@ use crate::{
 /// Returns the command line that runs again what did not pass. Returns `None` if the command line cannot be
 /// repeated, or has values that a log should not show.
 pub(super) fn again(args: &Args) -> Option<String> {
-    let reads_stdin = args.source.file.as_deref() == Some(Path::new("-"));
-    if reads_stdin || args.bind.has_values() {
+    let is_stream = args
+        .source
+        .file
+        .as_deref()
+        .is_some_and(|file| file == Path::new("-") || file.starts_with("/dev") || file.starts_with("/proc"));
+    if is_stream || args.bind.has_values() {
         return None;
     }
     let mut words: Vec<String> = env::args_os().skip(1).map(|word| word.into_string().ok()).collect::<Option<_>>()?;
@@ -55,6 +59,8 @@ pub(super) fn print_next_commands(
     let commands: Vec<String> =
         commands.iter().map(|(what, command)| format!("{} {command}", style.dim(what))).collect();
     let line = format!("  {}", commands.join(" · "));
+    // An old command of the service counts anywhere in a line.
+    let line = if format == Format::Github { line.replace("##[", "## [") } else { line };
     if format.is_on_stdout() {
         print(&format!("{line}\n"))?;
     } else {
