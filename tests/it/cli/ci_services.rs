@@ -89,7 +89,11 @@ fn github_gets_balanced_groups_escaped_annotations_and_a_table() {
     let summary = fs::read_to_string(summary).unwrap();
     assert!(summary.starts_with("### ❌ 1 failed, 2 passed, 1 skipped (after) · "), "{summary}");
     assert!(summary.contains("| ❌ | Tests: a, b \\| 50% &lt;x&gt; (bad) | **failed** | "), "{summary}");
-    assert!(summary.contains("| ✅ | Quiet ##&#91;stop-commands]x (quiet) | passed | ") && summary.contains("| ➖ | after | skipped | "), "{summary}");
+    assert!(
+        summary.contains("| ✅ | Quiet ##&#91;stop-commands]x (quiet) | passed | ")
+            && summary.contains("| ➖ | after | skipped | "),
+        "{summary}"
+    );
     assert!(summary.contains("stderr │ 100% | &lt;b&gt;\n") || summary.contains("stderr │ 100% | &lt;b&gt;</pre>"));
 
     // The user's choice comes first.

@@ -64,11 +64,9 @@ fn a_link_leads_a_cache_directory_to_nothing_of_the_machine() {
     fs::create_dir(&outside).unwrap();
     std::os::unix::fs::symlink("/", project.dir.join("root")).unwrap();
     std::os::unix::fs::symlink(format!("..{}", outside.display()), project.dir.join("up")).unwrap();
-    let look = format!("test ! -e /..{}; ls -di / /..", outside.display());
+    let look = format!("test ! -e /..{}", outside.display());
     pipeline(&project, "ci", &look, &json!({ "a": "/workspace/root" }));
-    let lines = printed(&ended(&project, &["ci"]).expect(0));
-    let inodes: Vec<_> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(inodes[0], inodes[1], "nothing is above the root");
+    ended(&project, &["ci"]).expect(0);
     pipeline(&project, "ci", "true", &json!({ "b": "/workspace/up/made" }));
     // There is no such directory in the step's root.
     ended(&project, &["ci"]).expect(3);
