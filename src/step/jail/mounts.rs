@@ -133,7 +133,8 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     attach(&root, &spec.mountpoint)?;
     rustix::process::fchdir(&root).doing(|| "enter the new root".into())?;
     // For as long as paths of the step are resolved: a link in a layer must not lead to the host's files.
-    // `pivot_root` comes last, because it leaves the host's root on top of the new one, where `..` leads to it.
+    // `pivot_root` comes last, because it leaves the host's root on top of the new one, where `..` leads to
+    // it.
     rustix::process::chroot(c".").doing(|| "open the new root".into())?;
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
