@@ -9,7 +9,7 @@ fn whole(bytes: &[u8]) -> Hello {
 
 /// Checks that a reader comes to the same result however the bytes arrive, keeps to it, and panics at none.
 /// The first byte of `script` says in which pieces the others arrive.
-pub(super) fn check(script: &[u8]) {
+pub(crate) fn check(script: &[u8]) {
     let Some((pieces, bytes)) = script.split_first() else { return };
     let expected = whole(bytes);
     let mut reader = HelloReader::default();
