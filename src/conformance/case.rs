@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    cases::{cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
+    cases::{cancel, exit, input, isolation, limits, lineage, output, outputs, processes, snapshots, source},
     harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
@@ -37,6 +37,7 @@ pub(super) enum Capability {
     Isolation,
     Limits,
     Network,
+    Outputs,
 }
 
 impl Capability {
@@ -52,12 +53,14 @@ impl Capability {
             Self::Isolation => "isolation",
             Self::Limits => "limits",
             Self::Network => "network",
+            Self::Outputs => "outputs",
         }
     }
 
     pub(super) fn is_in(self, claimed: &RunnerCapabilities) -> bool {
         match self {
             Self::Grace => claimed.grace,
+            Self::Outputs => claimed.outputs,
             Self::Workspace => claimed.workspace,
             Self::Snapshots => claimed.snapshots,
             Self::Layers => claimed.layers,
@@ -123,6 +126,7 @@ pub(super) const CASES: &[Case] = cases! {
     "processes" [Limits] limits::processes;
     "arguments" [Limits] limits::arguments;
     "network-none" [Network] limits::network_none;
+    "outputs" [Workspace Outputs] outputs::are_copied;
 };
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
     for step in plan.dag().steps() {
         binder.check_lineage(step, &mut steps);
     }
-    let Binder { mut problems, used_images, outcomes, used_tables, left_out, .. } = binder;
+    let Binder { mut problems, used_images, outcomes, outputs, used_tables, left_out, .. } = binder;
     problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
@@ -47,6 +47,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         steps: steps.into_iter().flatten().collect(),
         timeout: plan.pipeline().timeout_seconds.map(seconds).into_iter().chain(options.timeout).min(),
         outcomes,
+        outputs,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         unused_tables: (0..options.step_tables.len()).filter(|at| !used_tables.contains(at)).collect(),
@@ -78,6 +79,8 @@ struct Binder<'a> {
     without_args: BTreeSet<RunnerIndex>,
     /// The steps whose failures are allowed or retried.
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The patterns of the files that steps leave for the user.
+    outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
     /// The tables of the options that match a step, by position.
     used_tables: BTreeSet<usize>,
     /// The arguments that steps do not get, each with the number of these steps.
@@ -101,6 +104,7 @@ impl<'a> Binder<'a> {
             no_args: Value::Object(Map::new()),
             without_args: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            outputs: BTreeMap::new(),
             used_tables: BTreeSet::new(),
             left_out: BTreeMap::new(),
             problems: Problems::default(),
@@ -143,6 +147,16 @@ impl<'a> Binder<'a> {
             }
             if taken.rules != OutcomeRules::default() {
                 self.outcomes.insert(at, taken.rules);
+            }
+            if !taken.outputs.is_empty() && !descriptor.capabilities.outputs {
+                let kind = ProblemKind::RunnerArgs {
+                    runner: Arc::clone(&descriptor.name),
+                    path: "runner_args.outputs".into(),
+                    message: "this runner cannot copy files of its steps: use `sandbox`".into(),
+                };
+                self.problems.add(place(), kind);
+            } else if !taken.outputs.is_empty() {
+                self.outputs.insert(at, taken.outputs.into());
             }
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });

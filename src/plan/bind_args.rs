@@ -1,7 +1,10 @@
-//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail` and `retries`.
+//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries`
+//! and `outputs`.
 //!
-//! They say what a failure of the step means. They change nothing that the step sees, so they are taken out
-//! of its `runner_args`: neither the runner nor a cache key has them.
+//! They say what a failure of the step means, and which files the user gets. They change nothing that the
+//! step sees, so they are taken out of its `runner_args`: neither the runner nor a cache key has them.
+
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value};
@@ -9,11 +12,13 @@ use serde_json::{Map, Value};
 use crate::{
     ir::ProblemKind,
     model::{OutcomeRules, SoftFail},
+    tree::{MOST_PATTERNS, PatternError},
 };
 
 /// The names of these arguments. Runners cannot have arguments with such names.
 const SOFT_FAIL: &str = "soft_fail";
 const RETRIES: &str = "retries";
+const OUTPUTS: &str = "outputs";
 
 /// The maximum of `retries`.
 const MAX_RETRIES: u8 = 10;
@@ -27,6 +32,9 @@ struct EngineArgs {
     /// How often a command that failed runs again.
     #[schemars(range(min = 0, max = 10))]
     retries: u8,
+    /// The files that are copied to `.hm/out` of the source directory: patterns, relative to the work
+    /// directory.
+    outputs: Vec<String>,
 }
 
 #[derive(JsonSchema)]
@@ -47,6 +55,8 @@ pub fn engine_args_schema() -> Schema {
 /// The engine's arguments of a step, and the rest.
 pub(super) struct Taken {
     pub(super) rules: OutcomeRules,
+    /// The patterns of the files to copy.
+    pub(super) outputs: Vec<Arc<str>>,
     /// The runner's arguments, if there are any.
     pub(super) rest: Option<Value>,
     pub(super) problems: Vec<ProblemKind>,
@@ -55,7 +65,7 @@ pub(super) struct Taken {
 /// Takes the engine's arguments out of a step's `runner_args`. Returns `None` if there are none.
 pub(super) fn take(args: &Value) -> Option<Taken> {
     let args = args.as_object()?;
-    if !args.contains_key(SOFT_FAIL) && !args.contains_key(RETRIES) {
+    if ![SOFT_FAIL, RETRIES, OUTPUTS].iter().any(|name| args.contains_key(*name)) {
         return None;
     }
     let mut problems = Vec::new();
@@ -69,10 +79,15 @@ pub(super) fn take(args: &Value) -> Option<Taken> {
         problems.push(problem);
         0
     });
-    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES));
+    let outputs = args.get(OUTPUTS).map_or(Ok(Vec::new()), outputs);
+    let outputs = outputs.unwrap_or_else(|problem| {
+        problems.push(problem);
+        Vec::new()
+    });
+    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES | OUTPUTS));
     let rest: Map<_, _> = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
     let rest = (!rest.is_empty()).then_some(Value::Object(rest));
-    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), rest, problems })
+    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), outputs, rest, problems })
 }
 
 fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
@@ -98,6 +113,34 @@ fn retries(value: &Value) -> Result<u8, ProblemKind> {
         Some(Ok(retries @ 0..=MAX_RETRIES)) => Ok(retries),
         None if value.is_null() => Ok(0),
         _ => Err(wrong(RETRIES, "a whole number from 0 to 10", value_text(value))),
+    }
+}
+
+fn outputs(value: &Value) -> Result<Vec<Arc<str>>, ProblemKind> {
+    const EXPECTED: &str = "a list of at most 64 patterns of files, such as [\"reports/**/*.xml\"]";
+    let patterns = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(patterns) if patterns.len() <= MOST_PATTERNS => patterns,
+        value => return Err(wrong(OUTPUTS, EXPECTED, value_text(value))),
+    };
+    let pattern = |(at, pattern): (usize, &Value)| -> Result<Arc<str>, ProblemKind> {
+        let place = || format!("{OUTPUTS}[{at}]");
+        let text = pattern.as_str().ok_or_else(|| wrong(&place(), "a pattern of files", value_text(pattern)))?;
+        match crate::outputs::check([text]) {
+            Ok(()) => Ok(text.into()),
+            Err((_, error)) => Err(wrong(&place(), reason(&error), value_text(pattern))),
+        }
+    };
+    patterns.iter().enumerate().map(pattern).collect()
+}
+
+/// Returns what is expected of a pattern that is wrong for this reason.
+fn reason(error: &PatternError) -> &'static str {
+    match error {
+        PatternError::Empty => "a pattern of files, such as \"reports/**/*.xml\"",
+        PatternError::Up => "a pattern without `..`",
+        PatternError::TooLong => "a pattern with at most 62 names",
+        _ => "a pattern of `*`, `?`, `[a-z]` and, as a whole name, `**`",
     }
 }
 

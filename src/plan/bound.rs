@@ -53,6 +53,8 @@ pub struct BoundPlan {
     pub timeout: Option<Duration>,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The patterns of the files that steps leave for the user.
+    pub outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.

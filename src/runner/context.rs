@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{awake, event::EventBus, model::Secrets, source::RunSource, sync::Mutex};
+use crate::{awake, event::EventBus, model::Secrets, outputs::StepOutputs, source::RunSource, sync::Mutex};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,6 +46,10 @@ pub struct StepContext {
     /// committed: a child on another runner, the cache, or the user. If not, a runner with the `layers`
     /// capability may commit in a cheaper form of its own.
     pub snapshot_travels: bool,
+    /// The outputs that the step has asked for. A runner with the capability
+    /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
+    /// did.
+    pub(crate) outputs: Option<Arc<StepOutputs>>,
     reasons: Reasons,
     at_end: AtEnd,
 }
@@ -113,6 +117,7 @@ impl StepContext {
             grace: Duration::from_secs(5),
             keep: false,
             snapshot_travels: true,
+            outputs: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -131,6 +136,7 @@ impl StepContext {
             grace: self.grace,
             keep: self.keep,
             snapshot_travels,
+            outputs: None,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }

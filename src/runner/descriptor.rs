@@ -44,6 +44,9 @@ pub struct RunnerCapabilities {
     pub limits: bool,
     /// Runs a step without a network if its `runner_args` request that: [`Limits::network`](super::Limits).
     pub network: bool,
+    /// Copies the files that a step names as its `outputs` to the user's directory: those of ended commands,
+    /// and those of results that the cache has.
+    pub outputs: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

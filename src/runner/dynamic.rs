@@ -60,6 +60,16 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(None) })
     }
 
+    /// Copies the outputs of a cached result; see [`StepRunner::copy_outputs`].
+    fn copy_outputs<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        snapshot: SnapshotRef,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        let _ = (ctx, snapshot);
+        Box::pin(async {})
+    }
+
     /// Returns what the runner promises; see [`StepRunner::capabilities`].
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
@@ -105,6 +115,10 @@ impl<R: StepRunner> DynStepRunner for R {
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         Box::pin(StepRunner::cache_identity(self, image))
+    }
+
+    fn copy_outputs<'a>(&'a self, ctx: &'a StepContext, snapshot: SnapshotRef) -> Boxed<'a, ()> {
+        Box::pin(StepRunner::copy_outputs(self, ctx, snapshot))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -154,6 +168,10 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         DynStepRunner::cache_identity(&self.runner, image)
+    }
+
+    fn copy_outputs<'a>(&'a self, ctx: &'a StepContext, snapshot: SnapshotRef) -> Boxed<'a, ()> {
+        DynStepRunner::copy_outputs(&self.runner, ctx, snapshot)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

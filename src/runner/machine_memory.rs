@@ -1,16 +1,15 @@
 //! The memory of this machine: how much is available, and whether it was so short that the kernel ended
 //! processes.
 
+#[cfg(feature = "sandbox")]
+use std::sync::OnceLock;
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 #[cfg(feature = "sandbox")]
 use super::RunnerError;
-#[cfg(feature = "sandbox")]
-use crate::sync::Mutex;
 
 /// Where control groups are mounted.
 const GROUPS: &str = "/sys/fs/cgroup";
@@ -33,6 +32,8 @@ pub fn available_memory() -> Option<u64> {
 struct MemoryGroup {
     dir: PathBuf,
     is_v1: bool,
+    /// Whether it is the process's own group, and not one above that.
+    is_own: bool,
 }
 
 impl MemoryGroup {
@@ -64,7 +65,7 @@ fn memory_groups(text: &str) -> Vec<MemoryGroup> {
         };
         let is_v1 = !controllers.is_empty();
         let above = Path::new(path.trim_start_matches('/')).ancestors();
-        groups.extend(above.map(|path| MemoryGroup { dir: root.join(path), is_v1 }));
+        groups.extend((0..).zip(above).map(|(at, path)| MemoryGroup { dir: root.join(path), is_v1, is_own: at == 0 }));
     }
     groups
 }
@@ -74,36 +75,41 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.split_ascii_whitespace().next()?.parse().ok())
 }
 
-/// Returns how many processes the kernel has ended because memory was short, in the machine and in all of its
-/// control groups.
+/// The file that counts how many processes of this process's own control group the kernel has ended, because
+/// the machine or the group had no memory left. Steps without a limit of their own are in this group. Those
+/// with one are not, nor are other programs: what happens to them says nothing about a step.
 #[cfg(feature = "sandbox")]
-fn ended_processes() -> u64 {
-    let counts = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    number_after(&counts, "oom_kill ").unwrap_or(0)
+fn counter() -> &'static PathBuf {
+    static COUNTER: OnceLock<PathBuf> = OnceLock::new();
+    COUNTER.get_or_init(|| {
+        let own = memory_groups(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default());
+        let files = own.into_iter().filter(|group| group.is_own).map(|MemoryGroup { dir, is_v1, .. }| {
+            dir.join(if is_v1 { "memory.oom_control" } else { "memory.events.local" })
+        });
+        let counts =
+            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| number_after(&text, "oom_kill ").is_some());
+        // Without control groups, the count of the machine.
+        files.into_iter().find(counts).unwrap_or_else(|| "/proc/vmstat".into())
+    })
 }
 
-/// The counts of ended processes that were read so far, and when. A count that did not change is not
-/// repeated.
 #[cfg(feature = "sandbox")]
-static COUNTS: Mutex<Vec<(Instant, u64)>> = Mutex::new(Vec::new());
+fn ended_processes() -> u64 {
+    fs::read_to_string(counter()).ok().and_then(|counts| number_after(&counts, "oom_kill ")).unwrap_or(0)
+}
 
-/// Finds out whether memory was short while a command ran. The count of ended processes is read only before
-/// the first command, and when one fails.
+/// Finds out whether memory was short while a command ran that has no limit of its own.
 #[cfg(feature = "sandbox")]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemoryWatch {
-    started: Instant,
+    ended_before: u64,
 }
 
 #[cfg(feature = "sandbox")]
 impl MemoryWatch {
     /// Notes the start of a command.
     pub(super) fn start() -> Self {
-        let mut counts = COUNTS.lock();
-        if counts.is_empty() {
-            counts.push((Instant::now(), ended_processes()));
-        }
-        Self { started: Instant::now() }
+        Self { ended_before: ended_processes() }
     }
 
     /// Returns the exit code of a command that has ended.
@@ -111,21 +117,11 @@ impl MemoryWatch {
     /// # Errors
     /// Returns an error if the command failed while memory was short.
     pub(super) fn ended(self, exit_code: i32) -> Result<i32, RunnerError> {
-        if exit_code == 0 || !rose(&mut COUNTS.lock(), self.started, ended_processes()) {
+        if exit_code == 0 || ended_processes() <= self.ended_before {
             return Ok(exit_code);
         }
         Err(RunnerError::machine_out_of_memory(exit_code))
     }
-}
-
-/// Returns whether the count is now higher than it was last read before `started`, and notes it.
-#[cfg(feature = "sandbox")]
-fn rose(counts: &mut Vec<(Instant, u64)>, started: Instant, count: u64) -> bool {
-    let before = counts.iter().rev().find(|(at, _)| *at <= started).or(counts.first()).map_or(count, |known| known.1);
-    if counts.last().is_none_or(|last| last.1 != count) {
-        counts.push((Instant::now(), count));
-    }
-    count > before
 }
 
 #[cfg(test)]
@@ -153,19 +149,5 @@ mod tests {
             [Some(400), Some(400), Some(400), None, None]
         );
         assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
-    }
-
-    #[cfg(feature = "sandbox")]
-    #[test]
-    fn memory_was_short_for_all_steps_that_ran_when_a_process_was_ended() {
-        let at = |seconds| Instant::now() + std::time::Duration::from_secs(seconds);
-        let start = Instant::now();
-        let mut counts = vec![(start, 5)];
-        let [first, second] = [at(0), at(0)];
-        assert!(!rose(&mut counts, first, 5));
-        assert!(rose(&mut counts, first, 6), "a process was ended");
-        assert!(rose(&mut counts, second, 6), "and another step ran then, too");
-        assert!(!rose(&mut counts, at(1), 6), "but this one started later");
-        assert_eq!(counts.len(), 2);
     }
 }

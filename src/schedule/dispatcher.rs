@@ -35,8 +35,10 @@ use crate::{
     event::EventWriter,
     model::{BuildRef, SnapshotRef, StepIndex},
     outcome::BuildOutcome,
+    outputs::{OutputPlace, StepOutputs},
     plan::BoundPlan,
     runner::{CancelReason, Pool, RunnerIndex, RunnerSet, StepContext},
+    source::RunSource,
 };
 
 /// The maximum number of ended attempts that a turn handles before it writes its events and lets other tasks
@@ -131,6 +133,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         cache: cache.as_ref(),
         remote: remote.as_deref(),
         archives: &archives,
+        context: &context,
+        build: &build,
         probe_limit,
     };
     let mut caching = Caching::new(&*runners, scope, &unprobed);
@@ -170,12 +174,9 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             while let Some(start) = caching.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
                 let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
-                let attempt = Attempt {
-                    start,
-                    runner: bound.runner,
-                    timeout: bound.timeout,
-                    context: context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels()),
-                };
+                let mut context = context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels());
+                context.outputs = outputs_of(&plan, &build, &archives, start.step);
+                let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout, context };
                 let span = tracing::info_span!(
                     "step",
                     key = &*bound.step.key,
@@ -240,6 +241,25 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     reap(&*runners, progress.take_snapshots(), &context).await;
     let finished = progress.finish(build, started_at, clock.elapsed());
     finished.outcome(plan)
+}
+
+/// Returns the outputs of a step, if it has any.
+pub(super) fn outputs_of(
+    plan: &BoundPlan,
+    build: &BuildRef,
+    archives: &RunSource,
+    step: StepIndex,
+) -> Option<Arc<StepOutputs>> {
+    if plan.outputs.is_empty() {
+        return None;
+    }
+    let patterns = Arc::clone(plan.outputs.get(&step)?);
+    let place = OutputPlace {
+        source_dir: archives.source_dir().to_owned(),
+        pipeline: build.pipeline.as_str().into(),
+        step: Arc::clone(&plan.step(step).step.key),
+    };
+    Some(Arc::new(StepOutputs::new(patterns, place)))
 }
 
 /// The build's time limit.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU64, sync::Arc, time::Duration};
 
 use crate::{
     event::step_id,
-    model::{ArtifactRef, StepIndex, StepStatus, StepUsage},
+    model::{ArtifactRef, StepIndex, StepStatus, StepUsage, TestResults},
     outcome::{BuildOutcome, StepResultSummary},
     plan::BoundPlan,
 };
@@ -53,6 +53,7 @@ pub(super) struct FinishedBuild {
     pub(super) ends: Vec<(Option<StepStatus>, u32)>,
     pub(super) artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
     pub(super) usages: BTreeMap<StepIndex, StepUsage>,
+    pub(super) tests: BTreeMap<StepIndex, TestResults>,
     /// The outcome without its steps.
     pub(super) outcome: BuildOutcome,
 }
@@ -61,7 +62,7 @@ impl FinishedBuild {
     /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
     /// needs no memory for both.
     pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
-        let Self { records, ends, mut artifacts, usages, mut outcome } = self;
+        let Self { records, ends, mut artifacts, usages, mut tests, mut outcome } = self;
         let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
         drop(plan);
         let run_id = outcome.build.run_id;
@@ -75,6 +76,7 @@ impl FinishedBuild {
             attempts,
             artifacts: artifacts.remove(&step).unwrap_or_default(),
             usage: usages.get(&step).copied(),
+            tests: tests.remove(&step),
         });
         outcome.steps = summaries.collect();
         outcome

@@ -18,8 +18,10 @@ use crate::{
     event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
     model::{
         ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
+        TestResults,
     },
     outcome::BuildOutcome,
+    outputs::Collected,
     plan::{BoundPlan, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
@@ -36,6 +38,7 @@ pub(super) struct BuildProgress<'plan> {
     artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
     /// The usages of the attempts that were measured.
     usages: BTreeMap<StepIndex, StepUsage>,
+    tests: BTreeMap<StepIndex, TestResults>,
     run_id: Uuid,
     archive_id: ArchiveId,
     workdir: Arc<str>,
@@ -58,6 +61,7 @@ impl<'plan> BuildProgress<'plan> {
             snapshots: Vec::new(),
             artifacts: BTreeMap::new(),
             usages: BTreeMap::new(),
+            tests: BTreeMap::new(),
             run_id,
             archive_id,
             workdir: "/workspace".into(),
@@ -78,8 +82,15 @@ impl<'plan> BuildProgress<'plan> {
         self.policy.look_up_next()
     }
 
-    /// Ends a step that the cache has. Returns false if the build's stop has ended it meanwhile.
-    pub(super) fn found(&mut self, step: StepIndex, snapshot: SnapshotRef, now: Duration) -> bool {
+    /// Ends a step that the cache has, and whose outputs were copied. Returns false if the build's stop has
+    /// ended it meanwhile.
+    pub(super) fn found(
+        &mut self,
+        step: StepIndex,
+        snapshot: SnapshotRef,
+        collected: Collected,
+        now: Duration,
+    ) -> bool {
         if !self.policy.looked_up(step, true) {
             return false;
         }
@@ -90,6 +101,13 @@ impl<'plan> BuildProgress<'plan> {
         record.set_exit_code(exit_code);
         record.is_kept = true;
         self.set_snapshot(step, Some(snapshot.clone()));
+        let Collected { artifacts, tests } = collected;
+        if !artifacts.is_empty() {
+            self.artifacts.insert(step, artifacts.clone());
+        }
+        if let Some(tests) = &tests {
+            self.tests.insert(step, tests.clone());
+        }
         let end = StateEvent::StepEnd {
             step,
             attempt: 0,
@@ -98,8 +116,8 @@ impl<'plan> BuildProgress<'plan> {
             duration_ms: 0,
             snapshot: Some(snapshot),
             message: None,
-            artifacts: Vec::new(),
-            details: StepEndDetails::default(),
+            artifacts,
+            details: StepEndDetails { tests: tests.map(Box::new), ..StepEndDetails::default() },
         };
         self.emit(now, end);
         true
@@ -180,7 +198,7 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
-        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, message } = report;
+        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, tests, message } = report;
         let usage = usage.map(|usage| self.usages.get(&step).map_or(usage, |before| before.then(usage)));
         if let Some(usage) = usage {
             self.usages.insert(step, usage);
@@ -213,7 +231,10 @@ impl<'plan> BuildProgress<'plan> {
         }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        let details = StepEndDetails { usage: self.usages.get(&step).copied(), ..details(status, end) };
+        if let Some(tests) = &tests {
+            self.tests.insert(step, (**tests).clone());
+        }
+        let details = StepEndDetails { usage: self.usages.get(&step).copied(), tests, ..details(status, end) };
         let base = details.allowed.unwrap_or(status);
         let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
         if !artifacts.is_empty() {
@@ -330,6 +351,7 @@ impl<'plan> BuildProgress<'plan> {
             records: self.records,
             artifacts: self.artifacts,
             usages: self.usages,
+            tests: self.tests,
             outcome: BuildOutcome {
                 build,
                 status,
@@ -436,7 +458,7 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, message: None }
+        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, tests: None, message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

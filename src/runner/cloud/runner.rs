@@ -279,6 +279,7 @@ impl StepRunner for CloudRunner {
             isolation: true,
             limits: true,
             network: true,
+            outputs: false,
             images: ImageSupport::Portable,
         }
     }

@@ -20,6 +20,7 @@ mod confined;
 mod error;
 mod export;
 mod layered_command;
+mod outputs;
 mod overlays;
 mod own_network;
 mod runner;

@@ -314,7 +314,7 @@ impl SandboxRunner {
             let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
             let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
             let namespace = StepNamespace::of(&limits, network.as_ref());
-            let started = MemoryWatch::start();
+            let memory = limits.memory.is_none().then(MemoryWatch::start);
             let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
             let all_dead = ended.is_ok();
             if let Some(network) = network.filter(|_| all_dead) {
@@ -324,11 +324,14 @@ impl SandboxRunner {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
                     let code = exit_code(&end, &limits, &limited);
-                    (code.and_then(|code| started.ended(code)), usage)
+                    (code.and_then(|code| memory.map_or(Ok(code), |memory| memory.ended(code))), usage)
                 }
                 Err(error) => (Err(error), None),
             };
             let usage = usage.map(|usage| limited.usage(usage));
+            if let Some(outputs) = ctx.outputs.as_ref().filter(|_| all_dead && kept_steps::has_files(&ended)) {
+                self.copy_boot_outputs(&zygote, (&store, &boot), outputs, &input.workdir).await;
+            }
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),
                 had_secrets: !ctx.secrets.is_empty(),
@@ -395,6 +398,10 @@ impl StepRunner for SandboxRunner {
         }
     }
 
+    async fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) {
+        self.boxed_copy_outputs(ctx, snapshot).await;
+    }
+
     async fn probe(&self) -> Probe {
         checks::probe(self).await
     }
@@ -419,6 +426,7 @@ impl StepRunner for SandboxRunner {
             isolation: true,
             limits: true,
             network: true,
+            outputs: true,
             images: ImageSupport::All,
         }
     }

@@ -16,7 +16,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     SandboxRunner, attempt,
-    jail::{End, JailSpec, Root, SetupError},
+    jail::{End, JailSpec, Pack, Root, SetupError},
     own_network::StepNamespace,
     runner::{c_string, environment},
 };
@@ -135,7 +135,7 @@ impl SandboxRunner {
             };
             let limits = match visit.operation {
                 VisitOperation::Pack { path } => {
-                    spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
+                    spec.pack = Some(Pack::Path(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?));
                     Limits { network: Network::None, ..Limits::default() }
                 }
                 VisitOperation::Run { argv, surroundings, env } => {

@@ -191,10 +191,18 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
-        // This runner does not support secrets, whatever the backend claims.
-        let (layers, secrets) = (B::LAYERS, false);
+        // This runner supports neither secrets nor outputs, whatever the backend claims.
+        let (layers, secrets, outputs) = (B::LAYERS, false, false);
         let grace = true;
-        RunnerCapabilities { grace, workspace: true, snapshots: true, layers, secrets, ..self.backend.capabilities() }
+        RunnerCapabilities {
+            grace,
+            workspace: true,
+            snapshots: true,
+            layers,
+            secrets,
+            outputs,
+            ..self.backend.capabilities()
+        }
     }
 
     fn args_schema(&self) -> ArgsSchema {

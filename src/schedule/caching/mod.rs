@@ -43,10 +43,11 @@ use self::{
 };
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
-    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
-    model::StepIndex,
+    cache::{BuildCache, BuildEnd, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
+    model::{BuildRef, StepIndex},
+    outputs::StepOutputs,
     plan::BoundPlan,
-    runner::{Probe, RunnerIndex, RunnerSet, probe_within},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
     source::RunSource,
 };
 
@@ -57,6 +58,7 @@ pub(super) struct Caching<'a, R> {
     probe_limit: Duration,
     plan: &'a BoundPlan,
     cache: Option<&'a BuildCache>,
+    scope: CachingScope<'a>,
     /// The work in progress that steps wait for.
     jobs: FuturesUnordered<Pin<Box<dyn Future<Output = JobDone<'a>> + Send + 'a>>>,
     identities: BTreeMap<IdentityQuery<'a>, IdentityState>,
@@ -81,6 +83,8 @@ pub(super) struct CachingScope<'a> {
     pub(super) cache: Option<&'a BuildCache>,
     pub(super) remote: Option<&'a dyn SharedResults>,
     pub(super) archives: &'a RunSource,
+    pub(super) context: &'a StepContext,
+    pub(super) build: &'a BuildRef,
     pub(super) probe_limit: Duration,
 }
 
@@ -94,6 +98,8 @@ pub(super) enum JobDone<'a> {
     LookedUp(StepIndex, LookupOutcome),
     /// The result of the remote cache for a step that the local cache does not have.
     LookedUpRemotely(StepIndex, LookupOutcome),
+    /// The outputs of a step that was found were copied.
+    OutputsCopied(StepIndex, Found, Arc<StepOutputs>),
     Probed(RunnerIndex, Probe),
     Published(Published),
 }
@@ -108,6 +114,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             probe_limit,
             plan,
             cache,
+            scope,
             jobs: FuturesUnordered::new(),
             identities: BTreeMap::new(),
             sharing: Sharing::new(scope, Arc::clone(&inputs)),
@@ -149,6 +156,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             }
             JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
+            JobDone::OutputsCopied(step, found, outputs) => self.found(step, (found, outputs.take()), progress, now),
             JobDone::Probed(runner, probe) => {
                 self.probes.probed(runner, &self.plan.runners[usize::from(runner.0)].name, probe);
             }

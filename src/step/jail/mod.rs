@@ -54,7 +54,7 @@ pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay,
-    Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp, UserNamespace, Watch,
+    Overlay, Pack, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp, UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};
 pub use sys::close_from;

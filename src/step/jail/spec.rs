@@ -8,10 +8,10 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
+use crate::tree::{IdMap, PackLimits, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 11;
+pub(crate) const SPEC_VERSION: u32 = 12;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -395,13 +395,26 @@ pub struct JailSpec {
     /// The program, a path in the same files, and its arguments. If it is empty, the jail is made and torn
     /// down, as a test.
     pub argv: Vec<CString>,
-    /// The path, in the step, of the files that are written to standard output as a tar stream, instead of
-    /// running a program.
-    pub pack: Option<CString>,
+    /// Files that are written to standard output as a tar stream, instead of running a program.
+    pub pack: Option<Pack>,
     /// Whether standard input is a terminal. It becomes the command's controlling terminal.
     pub terminal: bool,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,
+}
+
+/// Files to write as a tar stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pack {
+    /// The file or tree at a path in the step.
+    Path(CString),
+    /// The regular files that match patterns of paths in the step.
+    Matching {
+        /// The patterns.
+        patterns: Vec<String>,
+        /// How much is written at most.
+        limits: PackLimits,
+    },
 }
 
 /// The specification of a step without isolation.

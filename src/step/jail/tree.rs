@@ -15,9 +15,9 @@ use super::{
     SetupError,
     error::ResultExt,
     mounts,
-    spec::{Report, TreeOp},
+    spec::{Pack, Report, TreeOp},
 };
-use crate::tree::{self, BlobFile, IdMap};
+use crate::tree::{self, BlobFile, IdMap, PathPatterns};
 
 /// Executes `op`, which may read or write `file`. All operations except mounting are done here only for a
 /// range of ids.
@@ -58,11 +58,22 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
     }
 }
 
-/// Writes the files at `path` to `out` as a tar stream.
-pub(crate) fn pack(path: &CString, out: &OwnedFd) -> Result<(), SetupError> {
-    let doing = || format!("read {}", path.to_string_lossy());
+/// Writes files to `out` as a tar stream.
+pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
+    let doing = || match files {
+        Pack::Path(path) => format!("read {}", path.to_string_lossy()),
+        Pack::Matching { .. } => "read the step's files".into(),
+    };
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
-    tree::pack(as_path(path), &mut out).and_then(|()| out.flush()).doing(doing)
+    let packed = match files {
+        Pack::Path(path) => tree::pack(as_path(path), &mut out),
+        Pack::Matching { patterns, limits } => {
+            let patterns = PathPatterns::parse(patterns.iter().map(String::as_str));
+            let patterns = patterns.map_err(|_| SetupError::new("read the step's files", Errno::INVAL))?;
+            tree::pack_matching(Path::new("/"), &patterns, *limits, &mut out)
+        }
+    };
+    packed.and_then(|()| out.flush()).doing(doing)
 }
 
 fn as_path(text: &CString) -> &Path {

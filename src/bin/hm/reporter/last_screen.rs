@@ -49,6 +49,7 @@ pub(super) fn lines(steps: &Steps, status: Option<BuildStatus>, duration_ms: u64
         let more = format!("── FAILED  {}", names(&steps.more_failures));
         lines.push(style.bad(&more));
     }
+    lines.extend(steps.reports.iter().map(|line| format!("  {line}")));
     let took = text::duration(Duration::from_millis(duration_ms));
     if status == Some(BuildStatus::Passed) {
         lines.push(passed(steps, &took, style));

@@ -11,6 +11,7 @@ mod last_screen;
 mod plan_view;
 mod progress;
 mod published;
+mod reports;
 mod steps;
 pub(crate) mod style;
 mod tail;

@@ -325,6 +325,7 @@ mod tests {
             message,
             artifacts,
             usage: None,
+            tests: None,
         }
     }
 
