@@ -8,6 +8,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
@@ -100,6 +101,8 @@ pub struct RunOptions {
     /// Run these cached steps, by key, and the steps that build in them. Keys that the plan does not have are
     /// ignored.
     pub refresh: BTreeSet<String>,
+    /// Start steps with empty cache directories, and keep none of them.
+    pub no_caches: bool,
     /// Wall-clock budget of the whole build. The shorter of this and the plan's limit applies.
     pub timeout: Option<Duration>,
     /// Wait for the build. Only observers support `false`.
@@ -121,6 +124,8 @@ pub struct RunOptions {
     pub network: Option<Network>,
     /// Arguments for the steps that globs match; see [`BindOptions`](crate::plan::BindOptions).
     pub step_tables: Vec<StepTable>,
+    /// The services that steps may name; see [`BindOptions`](crate::plan::BindOptions).
+    pub services: BTreeMap<String, Value>,
     /// Which modification times of source files steps see.
     pub source_times: SourceTimes,
     /// Images to replace: from the image that the plan names to the image to use.

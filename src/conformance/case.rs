@@ -3,7 +3,9 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    cases::{cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
+    cases::{
+        cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, services, snapshots, source,
+    },
     harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
@@ -37,6 +39,8 @@ pub(super) enum Capability {
     Isolation,
     Limits,
     Network,
+    CacheDirs,
+    Services,
 }
 
 impl Capability {
@@ -52,6 +56,8 @@ impl Capability {
             Self::Isolation => "isolation",
             Self::Limits => "limits",
             Self::Network => "network",
+            Self::CacheDirs => "cache_dirs",
+            Self::Services => "services",
         }
     }
 
@@ -67,6 +73,8 @@ impl Capability {
             Self::Isolation => claimed.isolation,
             Self::Limits => claimed.limits,
             Self::Network => claimed.network,
+            Self::CacheDirs => claimed.cache_dirs,
+            Self::Services => claimed.services,
         }
     }
 }
@@ -123,6 +131,8 @@ pub(super) const CASES: &[Case] = cases! {
     "processes" [Limits] limits::processes;
     "arguments" [Limits] limits::arguments;
     "network-none" [Network] limits::network_none;
+    "cache-directories" [CacheDirs] cache_dirs::persist;
+    "services" [Services] services::beside;
 };
 
 #[cfg(test)]

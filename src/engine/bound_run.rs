@@ -15,11 +15,11 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{BuildCache, BuildFacts},
+    cache::{BuildCache, BuildFacts, ProjectId},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
-    runner::{Probe, RunnerIndex, RunnerSet, StepContext, is_private, probe_within},
+    runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, is_private, probe_within},
     schedule::{self, Build, MemoryRules},
     source::RunSource,
 };
@@ -59,6 +59,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             runner: request.options.runner.clone(),
             network: request.options.network,
             step_tables: request.options.step_tables.clone(),
+            services: request.options.services.clone(),
             images: request.options.images.clone(),
             env: request.env.clone(),
             has_secrets: !request.secrets.is_empty(),
@@ -105,6 +106,11 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
+        if !request.options.no_caches {
+            let project = request.project.clone();
+            let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
+            context.cache_owner = Some(Arc::new(CacheOwner::new(project.as_str(), &*request.pipeline_slug)));
+        }
         let durations = match request.durations.is_empty() {
             true => Vec::new(),
             false => plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect(),

@@ -70,6 +70,10 @@ pub(super) struct ImageConfig {
 pub(super) struct Execution {
     #[serde(default, rename = "Env")]
     pub(super) env: Option<Vec<String>>,
+    #[serde(default, rename = "Entrypoint")]
+    pub(super) entrypoint: Option<Vec<String>>,
+    #[serde(default, rename = "Cmd")]
+    pub(super) cmd: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -197,6 +201,14 @@ impl ImageConfig {
             return Err(DocumentError::platform(platform.to_text()));
         }
         Ok(config)
+    }
+
+    /// Returns the program that runs by default, with its arguments.
+    pub(super) fn command(&self) -> Option<Vec<String>> {
+        let config = self.config.as_ref()?;
+        let parts = [&config.entrypoint, &config.cmd].into_iter().flatten().flatten();
+        let command: Vec<String> = parts.cloned().collect();
+        (!command.is_empty()).then_some(command)
     }
 
     /// Returns the environment variables of a command, by name.

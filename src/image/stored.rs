@@ -13,6 +13,8 @@ pub(crate) struct StoredImage {
     pub(crate) layers: Vec<LayerId>,
     /// The environment variables that the image sets, by name.
     pub(crate) env: BTreeMap<String, String>,
+    /// The program that it runs by default, with its arguments.
+    pub(crate) command: Option<Vec<String>>,
 }
 
 impl StoredImage {
@@ -28,7 +30,7 @@ impl StoredImage {
             return Err(lost());
         }
         let config = ImageConfig::parse(config.as_bytes(), None).map_err(|_| lost())?;
-        Ok(Self { layers: stack, env: config.env() })
+        Ok(Self { layers: stack, env: config.env(), command: config.command() })
     }
 }
 
@@ -53,6 +55,17 @@ pub(crate) fn env_of(store: &Store, base: &Base, id_map: IdMap) -> Result<BTreeM
     match base {
         Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.env),
         Base::Host | Base::Rootfs(_) => Ok(BTreeMap::new()),
+    }
+}
+
+/// Returns the program that an image runs by default, with its arguments, if it names one.
+///
+/// # Errors
+/// Returns [`ImageError::Lost`], as [`StoredImage::find`] does.
+pub(crate) fn command_of(store: &Store, base: &Base, id_map: IdMap) -> Result<Option<Vec<String>>, ImageError> {
+    match base {
+        Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.command),
+        Base::Host | Base::Rootfs(_) => Ok(None),
     }
 }
 

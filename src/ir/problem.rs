@@ -317,6 +317,16 @@ pub enum ProblemKind {
         /// The error.
         kind: Box<ProblemKind>,
     },
+    /// The step names a service that nothing defines.
+    #[error("no service named {}{} (known: {}): add `[service.NAME]` to `.hm/hm.toml`", Quoted(.name), DidYouMean(.nearest), List(.known))]
+    UnknownService {
+        /// The name.
+        name: String,
+        /// The most similar known name.
+        nearest: Option<Arc<str>>,
+        /// Every known name.
+        known: Vec<Arc<str>>,
+    },
     /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]
     BadImage(String),

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{
     BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
+    step_services,
     step_tables::{self, FromTable, table_args},
 };
 use crate::{
@@ -146,6 +147,14 @@ impl<'a> Binder<'a> {
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
         let step = own.as_ref().unwrap_or(step);
+        let expanded = step.runner_args.as_ref().and_then(|args| step_services::expand(args, &self.options.services));
+        let expanded = expanded.map(|(args, problems)| {
+            for problem in problems {
+                self.problems.add(place(), set_in_table(problem, &found));
+            }
+            Arc::new(CommandStep { runner_args: Some(args), ..CommandStep::clone(step) })
+        });
+        let step = expanded.as_ref().unwrap_or(step);
         let accepted = self.without_refused(step, &found, descriptor);
         let step = &self.with_network(accepted.as_ref().unwrap_or(step), descriptor);
         let checked = match &step.runner_args {
@@ -358,7 +367,7 @@ fn index(runners: &[RunnerDescriptor], is_it: impl Fn(&RunnerDescriptor) -> bool
 }
 
 /// Returns the known name that `name` may be a misspelling of.
-fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
+pub(super) fn nearest(name: &str, known: &[Arc<str>]) -> Option<Arc<str>> {
     // A name more than twice as long as a known one is not worth computing the distance. A distance of more
     // than half the known name means another word.
     let similar = known.iter().filter(|known| name.len() <= 2 * known.len()).filter_map(|known| {

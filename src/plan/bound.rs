@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{Dag, LeftOutArg, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
@@ -23,6 +25,8 @@ pub struct BindOptions {
     /// Arguments for the steps that globs match. Later tables win over earlier ones, `network` over those in
     /// tables, and the arguments of steps over all.
     pub step_tables: Vec<StepTable>,
+    /// The services that steps may name, by name: what stands in their `runner_args` instead.
+    pub services: BTreeMap<String, Value>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.

@@ -8,6 +8,7 @@ mod bind;
 mod bind_args;
 mod bound;
 mod dag;
+mod step_services;
 mod step_tables;
 
 use std::sync::Arc;

@@ -46,8 +46,29 @@ pub struct StepContext {
     /// committed: a child on another runner, the cache, or the user. If not, a runner with the `layers`
     /// capability may commit in a cheaper form of its own.
     pub snapshot_travels: bool,
+    /// Whose cache directories the step gets. If it is `None`, its cache directories are empty and are not
+    /// kept.
+    pub cache_owner: Option<Arc<CacheOwner>>,
     reasons: Reasons,
     at_end: AtEnd,
+}
+
+/// The owner of the cache directories of a run's steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheOwner {
+    /// The project.
+    pub project: Arc<str>,
+    /// The pipeline.
+    pub pipeline: Arc<str>,
+}
+
+impl CacheOwner {
+    /// Names the owner.
+    #[must_use]
+    pub fn new(project: impl Into<Arc<str>>, pipeline: impl Into<Arc<str>>) -> Self {
+        Self { project: project.into(), pipeline: pipeline.into() }
+    }
 }
 
 /// The work to do at the end of the run.
@@ -113,6 +134,7 @@ impl StepContext {
             grace: Duration::from_secs(5),
             keep: false,
             snapshot_travels: true,
+            cache_owner: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -131,6 +153,7 @@ impl StepContext {
             grace: self.grace,
             keep: self.keep,
             snapshot_travels,
+            cache_owner: self.cache_owner.clone(),
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }

@@ -44,6 +44,11 @@ pub struct RunnerCapabilities {
     pub limits: bool,
     /// Runs a step without a network if its `runner_args` request that: [`Limits::network`](super::Limits).
     pub network: bool,
+    /// Mounts the cache directories of a step's `runner_args`: [`Limits::caches`](super::Limits).
+    pub cache_dirs: bool,
+    /// Runs the services of a step's `runner_args` in the step's network:
+    /// [`Limits::services`](super::Limits).
+    pub services: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

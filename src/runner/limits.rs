@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fmt,
     num::{NonZeroU16, NonZeroU64},
 };
@@ -11,7 +12,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 
-use super::{ArgsError, RunnerError};
+use super::{
+    ArgsError, RunnerError,
+    caches::{self, CacheArg},
+    services::{self, ServiceArg},
+};
 use crate::size;
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
@@ -33,6 +38,12 @@ pub struct Limits {
     #[serde(deserialize_with = "ports")]
     #[schemars(with = "Vec<NonZeroU16>")]
     pub host_ports: Vec<u16>,
+    /// Directories that persist between runs, by name: a path, or an object with a path and a scope.
+    #[serde(deserialize_with = "caches::deserialize")]
+    pub caches: BTreeMap<String, CacheArg>,
+    /// The services beside the step, by name. In a pipeline also a list of names, of services in `hm.toml`.
+    #[serde(deserialize_with = "services::deserialize")]
+    pub services: BTreeMap<String, ServiceArg>,
 }
 
 impl Limits {
@@ -52,8 +63,12 @@ impl Limits {
 
 /// Checks the network of a step on a runner whose steps may have one of their own.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
-    if is_private(args) || !has_host_ports(args) {
+    if is_private(args) || !(has_host_ports(args) || has_services(args)) {
         return Ok(());
+    }
+    if has_services(args) {
+        let message = "services run in the step's own network: set `\"network\": \"private\"`";
+        return Err(ArgsError { path: "runner_args.services".into(), message: message.into() });
     }
     let message = "these ports are for steps with a network of their own: set `\"network\": \"private\"`";
     Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() })
@@ -61,6 +76,14 @@ pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
 
 /// Checks the network of a step on a runner whose steps have the machine's, or none.
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
+    if args["caches"].as_object().is_some_and(|caches| !caches.is_empty()) {
+        let message = "this runner has no cache directories: run the step on `sandbox`";
+        return Err(ArgsError { path: "runner_args.caches".into(), message: message.into() });
+    }
+    if has_services(args) {
+        let message = "this runner has no services: run the step on `sandbox`";
+        return Err(ArgsError { path: "runner_args.services".into(), message: message.into() });
+    }
     let name = match is_private(args) {
         true => "network",
         false if has_host_ports(args) => "host_ports",
@@ -73,6 +96,10 @@ pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
 /// Returns whether a step asks for a network of its own, which a runner cannot always provide.
 pub(crate) fn is_private(args: &Value) -> bool {
     args["network"] == "private"
+}
+
+fn has_services(args: &Value) -> bool {
+    args["services"].as_object().is_some_and(|services| !services.is_empty())
 }
 
 fn has_host_ports(args: &Value) -> bool {
@@ -217,6 +244,9 @@ mod tests {
                 assert_eq!(check(&args).unwrap_err().path, "runner_args.host_ports");
             }
         }
+        let caches = json!({ "caches": { "cargo": "/root/.cargo" } });
+        assert_eq!(check_network(&caches), Ok(()));
+        assert_eq!(check_shared_network(&caches).unwrap_err().path, "runner_args.caches");
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
             assert_eq!((check_network(&args), check_shared_network(&args)), (Ok(()), Ok(())));
         }

@@ -4,6 +4,7 @@
 //! [`RunnerRegistry`] do the same by name at run time. Each built-in runner has a folder. This module knows
 //! nothing of the plan or the schedule: an attempt is an [`ExecutorInput`] and a [`StepContext`].
 
+mod caches;
 mod cleanup_thread;
 #[cfg(feature = "cloud")]
 pub mod cloud;
@@ -31,12 +32,14 @@ pub mod qemu;
 mod registry;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+mod services;
 pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
 
 pub use crate::model::{ArchiveId, ArtifactRef, Pool, Secrets, SnapshotRef, StepUsage};
-pub use context::{CancelReason, StepContext};
+pub use caches::{CacheArg, CacheScope};
+pub use context::{CacheOwner, CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
 pub use dynamic::DynStepRunner;
@@ -111,5 +114,6 @@ pub(crate) use limits::{check_network, check_shared_network, is_private};
 pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
+pub use services::{Ready, ServiceArg};
 pub use set::{CompositionError, RunnerSet, validate};
 pub(crate) use set::{PROBE_LIMIT, probe_within};

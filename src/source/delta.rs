@@ -21,14 +21,18 @@ use std::{
 
 use super::{
     FrozenSource, SourceTimes,
+    frozen::record_manifest,
     manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Time, Times},
     read::in_parallel,
-    times::{later_than, let_pass},
+    shown_times::ShownTimes,
+    times::let_pass,
     touched::Touched,
     write::{put_mtime, put_symlink},
 };
 use crate::{
-    store::{LayerId, Snapshot, Store, StoreError, error::IoContext, files::stat, staging::imitate},
+    store::{
+        CacheDir, LayerId, Snapshot, SourceId, Store, StoreError, error::IoContext, files::stat, staging::imitate,
+    },
     tree,
 };
 
@@ -40,59 +44,126 @@ use crate::{
 /// # Errors
 /// Returns an error if a manifest cannot be read, or if the layer cannot be written.
 pub fn delta(store: &Arc<Store>, old: &Snapshot, new: &FrozenSource) -> Result<Option<LayerId>, StoreError> {
-    if old.source == new.id || old.layers.is_empty() {
-        return Ok(None);
+    Ok(delta_with_caches(store, Some(old), &[], new)?.layer)
+}
+
+/// What a step sees of its source, beyond the source's own layers.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceDelta {
+    /// The layer to put over those of the parent, if one is needed.
+    pub(crate) layer: Option<LayerId>,
+    /// The source with the times that the step sees because of its cache directories: a manifest.
+    pub(crate) seen: SourceId,
+    /// The latest time that was chosen, or zero.
+    pub(crate) latest: Time,
+}
+
+/// Does the same as [`delta`] for a step that may have no parent, and that has cache directories. What
+/// differs from the source that one of those was made from has a time later than everything in it. What is
+/// the same keeps the time that it had there.
+///
+/// # Errors
+/// Returns the errors of [`delta`].
+pub(crate) fn delta_with_caches(
+    store: &Arc<Store>,
+    parent: Option<&Snapshot>,
+    caches: &[CacheDir],
+    new: &FrozenSource,
+) -> Result<SourceDelta, StoreError> {
+    let mut result = SourceDelta { layer: None, seen: new.id.clone(), latest: (0, 0) };
+    let old = parent.filter(|old| old.source != new.id && !old.layers.is_empty());
+    let differs = |cache: &&CacheDir| new.times == SourceTimes::Normal && cache.source != new.id;
+    let caches: Vec<&CacheDir> = caches.iter().filter(differs).collect();
+    if old.is_none() && caches.is_empty() {
+        return Ok(result);
     }
+    let parent_layers: &[LayerId] = parent.map_or(&[], |parent| &parent.layers);
     let version = match new.times {
         SourceTimes::Normal => 3,
         SourceTimes::Real => 2,
     };
     let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("hm-exec delta {version}\n{}\n{}\n", old.source, new.id).as_bytes());
-    for layer in &old.layers {
+    let seen = old.map_or(&new.id, |old| &old.source);
+    hasher.update(format!("hm-exec delta {version}\n{seen}\n{}\n", new.id).as_bytes());
+    for layer in parent_layers {
         hasher.update(format!("{layer}\n").as_bytes());
+    }
+    // Steps that start at once often need the same delta.
+    let _turn = store.layers().delta_turn();
+    if caches.is_empty() {
+        let id = LayerId::of_delta(hasher.finalize());
+        if store.layers().find(&id)? {
+            return Ok(SourceDelta { layer: Some(id), ..result });
+        }
+    }
+    let after = Manifest::of(store, &new.id)?;
+    let before = old.map(|old| Manifest::of(store, &old.source)).transpose()?;
+    // If it is not known what a cache was made from, everything counts as different.
+    let of_caches: Vec<Manifest> =
+        caches.iter().map(|cache| Manifest::of(store, &cache.source).unwrap_or_default()).collect();
+    let layers = SnapshotLayers {
+        roots: parent_layers.iter().map(|layer| store.layers().dir(layer).join("workspace")).collect(),
+    };
+    let changes = before.as_ref().map(|before| before.changes(&after, Times::PassOver)).unwrap_or_default();
+    let mut plan = layers.plan(&changes, new.times)?;
+    let mut times = ShownTimes::default();
+    if new.times == SourceTimes::Normal {
+        let touched = Touched::by(&changes, &after);
+        layers.touch(&touched, &mut plan)?;
+        times.by_parent = plan.keys().copied().chain(touched.dirs).collect();
+        times.compare_caches(&of_caches, &after);
+        layers.renew(&times, &after, &mut plan)?;
+        let mut in_parent = (0, 0);
+        if !plan.is_empty() {
+            in_parent = newest(store, parent_layers.iter(), in_parent)?;
+        }
+        let mut in_caches = caches.iter().map(|cache| cache.latest).max().unwrap_or_default();
+        if !times.by_caches.is_empty() {
+            in_caches = newest(store, caches.iter().flat_map(|cache| &cache.layers), in_caches)?;
+        }
+        let lineage: Vec<&Manifest> = before.iter().chain([&after]).collect();
+        times.choose(in_parent, in_caches, (&lineage, &of_caches));
+        if !times.by_parent.is_empty() {
+            result.latest = times.after_parent;
+        }
+        if !times.by_caches.is_empty() {
+            result.latest = times.after_caches;
+        }
+    }
+    if !caches.is_empty() {
+        let shown = times.applied_to(&after);
+        result.seen = shown.id();
+        if caches.iter().all(|cache| cache.source != result.seen) {
+            record_manifest(store, &result.seen, &shown.encode())?;
+        }
+        hasher.update(format!("as seen {} {:?}\n", result.seen, result.latest).as_bytes());
+    }
+    if plan.is_empty() {
+        return Ok(result);
     }
     let id = LayerId::of_delta(hasher.finalize());
     let home = store.layers().home(&id);
-    // Steps that start at once often need the same delta.
-    let _turn = store.layers().delta_turn();
-    if store.layers().find(&id)? {
-        return Ok(Some(id));
-    }
-    let (before, after) = (Manifest::of(store, &old.source)?, Manifest::of(store, &new.id)?);
-    let layers =
-        SnapshotLayers { roots: old.layers.iter().map(|layer| store.layers().dir(layer).join("workspace")).collect() };
-    let changes = before.changes(&after, Times::PassOver);
-    let mut plan = layers.plan(&changes, new.times)?;
-    let mut touched = Touched::default();
-    if new.times == SourceTimes::Normal {
-        touched = Touched::by(&changes, &after);
-        layers.touch(&touched, &mut plan)?;
-    }
-    if plan.is_empty() {
-        return Ok(None);
-    }
-    let time = match new.times {
-        SourceTimes::Normal => {
-            let mut newest = old.layers.iter().map(|layer| store.layers().newest(layer));
-            let newest = newest.try_fold((0, 0), |latest, next| Ok::<Time, StoreError>(latest.max(next?)))?;
-            Some(later_than(newest, [&before, &after]))
+    if caches.is_empty() || !store.layers().find(&id)? {
+        let staging = store.stage()?;
+        let root = staging.upper().join("workspace");
+        let shown = (new.times == SourceTimes::Normal).then_some(&times);
+        let mut delta = Delta { layers: &layers, source: new, times: shown, root, made: Vec::new() };
+        delta.write(&plan)?;
+        match fs::rename(staging.home(), &home) {
+            // Another process made the same delta first.
+            Err(_) if home.is_dir() => {}
+            renamed => renamed.doing("make the layer", &home)?,
         }
-        SourceTimes::Real => None,
-    };
-    let staging = store.stage()?;
-    let root = staging.upper().join("workspace");
-    let mut delta = Delta { layers: &layers, source: new, touched: &touched, time, root, made: Vec::new() };
-    delta.write(&plan)?;
-    match fs::rename(staging.home(), &home) {
-        // Another process made the same delta first.
-        Err(_) if home.is_dir() => {}
-        renamed => renamed.doing("make the layer", &home)?,
+        if new.times == SourceTimes::Normal {
+            let_pass(result.latest);
+        }
     }
-    if let Some(time) = time {
-        let_pass(time);
-    }
-    Ok(Some(id))
+    Ok(SourceDelta { layer: Some(id), ..result })
+}
+
+/// Returns the latest time in some layers, and at least `least`.
+fn newest<'a>(store: &Store, mut layers: impl Iterator<Item = &'a LayerId>, least: Time) -> Result<Time, StoreError> {
+    layers.try_fold(least, |latest, layer| Ok(latest.max(store.layers().newest(layer)?)))
 }
 
 /// The `workspace` directories of a snapshot's layers, topmost first.
@@ -118,6 +189,8 @@ enum DeltaAction<'a> {
     Put(ManifestEntry<'a>),
     /// Show the directory that was visible so far, with a new time.
     Touch,
+    /// Show the file that was visible so far, with a new time: an earlier step's.
+    Renew,
     Hide,
 }
 
@@ -180,6 +253,39 @@ impl SnapshotLayers {
             }
         }
         Ok(())
+    }
+
+    /// Adds to the plan what has another time because of cache directories, except what earlier steps
+    /// removed.
+    fn renew<'a>(
+        &self,
+        times: &ShownTimes<'a>,
+        source: &'a Manifest,
+        plan: &mut DeltaPlan<'a>,
+    ) -> Result<(), StoreError> {
+        for path in times.decided_by_caches() {
+            let Some(entry) = source.find(path).filter(|_| !plan.contains_key(path)) else { continue };
+            let action = match self.look(entry.as_path())? {
+                Seen::Nothing { hidden: false } if entry.is_dir() => DeltaAction::Touch,
+                Seen::Nothing { hidden: false } => DeltaAction::Put(entry),
+                Seen::Dir(_) => DeltaAction::Touch,
+                Seen::Leaf => DeltaAction::Renew,
+                Seen::Nothing { hidden: true } | Seen::Whiteout => continue,
+            };
+            plan.insert(path, action);
+        }
+        Ok(())
+    }
+
+    /// Returns the place of the file that is visible at a path, if the layers have one.
+    fn visible(&self, path: &Path) -> Result<Option<(PathBuf, Metadata)>, StoreError> {
+        for root in &self.roots {
+            let place = root.join(path);
+            if let Some(metadata) = stat(&place)? {
+                return Ok(Some((place, metadata)));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns whether a directory is empty after the plan.
@@ -247,9 +353,8 @@ struct Delta<'a> {
     layers: &'a SnapshotLayers,
     /// The newer source.
     source: &'a FrozenSource,
-    touched: &'a Touched<'a>,
-    /// The time of everything that changed, or `None` if the source's own times are shown.
-    time: Option<Time>,
+    /// The times of everything that changed, or `None` if the source's own times are shown.
+    times: Option<&'a ShownTimes<'a>>,
     root: PathBuf,
     /// The created directories, with their final attributes and times.
     made: Vec<(PathBuf, Option<Metadata>, Option<Time>)>,
@@ -268,8 +373,18 @@ impl Delta<'_> {
             match action {
                 DeltaAction::Hide => tree::whiteout(&place).doing("hide", &place)?,
                 DeltaAction::Touch => self.dir(path, false)?,
+                DeltaAction::Renew => {
+                    let time = self.time(path);
+                    if let Some((from, metadata)) = self.layers.visible(path)?.filter(|(_, it)| it.is_file()) {
+                        tree::copy_file(&from, &place).doing("write", &place)?;
+                        imitate(&place, Some(&metadata)).doing("set the attributes of", &place)?;
+                        if let Some(time) = time {
+                            put_mtime(&place, time)?;
+                        }
+                    }
+                }
                 DeltaAction::Put(entry) => {
-                    let entry = ManifestEntry { mtime: self.time.unwrap_or(entry.mtime), ..*entry };
+                    let entry = ManifestEntry { mtime: self.time(path).unwrap_or(entry.mtime), ..*entry };
                     match entry.kind {
                         EntryKind::Directory => self.dir(path, true)?,
                         EntryKind::Symlink { target } => put_symlink(&entry, target, &place)?,
@@ -298,9 +413,14 @@ impl Delta<'_> {
             Seen::Dir(layers) if !changed => self.layers.roots[layers[0]].join(path),
             _ => self.source.locate(path),
         };
-        let is_touched = changed || self.touched.dirs.contains(path.as_os_str().as_bytes());
-        self.made.push((place, stat(&shown)?, self.time.filter(|_| is_touched)));
+        let time = self.time(path);
+        self.made.push((place, stat(&shown)?, time));
         Ok(())
+    }
+
+    /// Returns the time of a path, if it is another one than before.
+    fn time(&self, path: &Path) -> Option<Time> {
+        self.times?.of(path.as_os_str().as_bytes())
     }
 
     fn finish(&mut self) -> Result<(), StoreError> {

@@ -55,8 +55,7 @@ impl FrozenSource {
         manifest: &[u8],
         layers: &[LayerId],
     ) -> Result<Self, StoreError> {
-        make_dir(&store.paths().source(id))?;
-        store.instance().write_file(&manifest_path(store, id), manifest)?;
+        record_manifest(store, id, manifest)?;
         store.stacks().keep_source(id, layers)?;
         Ok(Self::of(store, (id, times), layers.to_vec()))
     }
@@ -106,6 +105,12 @@ impl Manifest {
     pub(crate) fn of(store: &Store, id: &SourceId) -> Result<Self, StoreError> {
         Self::read(&manifest_path(store, id))
     }
+}
+
+/// Writes a manifest to its place. It is removed if nothing names it for an hour.
+pub(super) fn record_manifest(store: &Store, id: &SourceId, manifest: &[u8]) -> Result<(), StoreError> {
+    make_dir(&store.paths().source(id))?;
+    store.instance().write_file(&manifest_path(store, id), manifest)
 }
 
 /// Returns the path of the manifest of a source in the store.

@@ -17,6 +17,7 @@ mod manifest;
 mod path_digests;
 mod read;
 mod run_source;
+mod shown_times;
 mod stat_cache;
 mod tar;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub(crate) mod workspace;
 mod write;
 
 pub use delta::delta;
+pub(crate) use delta::{SourceDelta, delta_with_caches};
 pub use early::EarlyFreeze;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;

@@ -65,6 +65,11 @@ impl RunSource {
         self
     }
 
+    /// Returns which times of files steps see.
+    pub(crate) fn source_times(&self) -> SourceTimes {
+        self.times
+    }
+
     /// Uses a tree that is frozen already, if it is the same directory with the same times, and in the store
     /// of this run.
     #[must_use]

@@ -64,7 +64,7 @@ pub(super) fn let_pass(time: Time) {
 
 /// Returns a time that is later than `latest`, and than every time in some manifests. It differs from them in
 /// its seconds, because not every program compares fractions.
-pub(super) fn later_than(latest: Time, manifests: [&Manifest; 2]) -> Time {
+pub(super) fn later_than<'a>(latest: Time, manifests: impl IntoIterator<Item = &'a Manifest>) -> Time {
     let times = manifests.into_iter().flat_map(Manifest::entries).map(|entry| entry.mtime);
     (times.fold(latest, Time::max).0.saturating_add(1), 0)
 }

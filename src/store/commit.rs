@@ -70,7 +70,7 @@ impl Store {
         Ok(self.snapshots().add(self.instance().new_id(), snapshot))
     }
 
-    fn merge(self: &Arc<Self>, layers: &[LayerId], id_map: IdMap) -> Result<LayerId, StoreError> {
+    pub(super) fn merge(self: &Arc<Self>, layers: &[LayerId], id_map: IdMap) -> Result<LayerId, StoreError> {
         let merged = self.stage()?;
         let dirs: Vec<PathBuf> = layers.iter().map(|layer| self.layers().dir(layer)).collect();
         let upper = merged.upper();

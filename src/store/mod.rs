@@ -14,6 +14,7 @@
 //! [frozen source](crate::source::FrozenSource), and the image ([`Base`]).
 
 mod base;
+mod cache_dirs;
 mod commit;
 mod digest;
 mod digests;
@@ -46,6 +47,7 @@ mod tree_ops;
 mod usage;
 mod vm_templates;
 
+pub(crate) use cache_dirs::{CacheDir, CacheDirName};
 pub(crate) use digests::PackedDigests;
 pub use error::StoreError;
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};

@@ -44,6 +44,8 @@ pub enum UsageKind {
     Sources,
     /// Images.
     Images,
+    /// Cache directories of steps.
+    CacheDirs,
     /// Layers kept only for inspection: those of failed or interrupted steps.
     Leftovers,
     /// Templates of virtual machines that have booted.
@@ -107,6 +109,7 @@ impl Store {
                 Some((id, layer)) => match layer.kind.as_str() {
                     "source" => UsageKind::Sources,
                     "image" => UsageKind::Images,
+                    "cache_dir" => UsageKind::CacheDirs,
                     _ if cached.contains(id) => UsageKind::Steps,
                     _ => UsageKind::Leftovers,
                 },

@@ -1,5 +1,6 @@
 //! The cases, grouped by subject.
 
+pub(super) mod cache_dirs;
 pub(super) mod cancel;
 pub(super) mod exit;
 pub(super) mod input;
@@ -8,5 +9,6 @@ pub(super) mod limits;
 pub(super) mod lineage;
 pub(super) mod output;
 pub(super) mod processes;
+pub(super) mod services;
 pub(super) mod snapshots;
 pub(super) mod source;

@@ -12,7 +12,7 @@ use crate::{
     event::{self, BuildEvent, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StepMeta, step_id},
     ir::CommandStep,
     model::{ArchiveId, BuildRef, Secrets, StepIndex, StepStatus},
-    runner::{CacheDecision, DynStepRunner, ExecutorInput, RunnerError, StepContext, StepResult},
+    runner::{CacheDecision, CacheOwner, DynStepRunner, ExecutorInput, RunnerError, StepContext, StepResult},
     source::RunSource,
 };
 
@@ -57,6 +57,8 @@ impl Run {
         let archives = Arc::new(RunSource::new(ArchiveId(id), harness.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = Duration::from_millis(300);
+        let owner = CacheOwner::new(harness.source().to_string_lossy(), "conformance");
+        ctx.cache_owner = Some(Arc::new(owner));
         harness.contexts.lock().push(ctx.clone());
         Ok(Self { id, ctx, image: Arc::clone(&harness.image), writer, events, next: 0 })
     }

@@ -281,6 +281,8 @@ impl StepRunner for CloudRunner {
             isolation: true,
             limits: true,
             network: true,
+            cache_dirs: false,
+            services: false,
             images: ImageSupport::Portable,
         }
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    cache_dirs::{AttachedCache, WantedCache},
     jail::{self, Bind, MountApi, Overlay},
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
@@ -19,8 +20,10 @@ use crate::{
         ExecutorInput, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
     },
-    source::FrozenSource,
-    store::{Base, CommitRequest, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError, tree},
+    source::{FrozenSource, SourceDelta},
+    store::{
+        Base, CacheDir, CommitRequest, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError, tree,
+    },
     sync::Mutex,
     userns::Zygote,
 };
@@ -35,20 +38,27 @@ const SECRETS: &str = "run/secrets";
 pub(super) struct Boot {
     pub(super) root: Overlay,
     pub(super) binds: Vec<Bind>,
+    pub(super) caches: Vec<AttachedCache>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
     pub(super) env: BTreeMap<String, String>,
     parent: Option<Arc<Snapshot>>,
     base: Base,
-    source: SourceId,
-    delta: Option<LayerId>,
-    id_map: IdMap,
+    pub(super) seen: SeenSource,
+    pub(super) id_map: IdMap,
     /// The overlays of the host image that `binds` mounts.
     overlays: Vec<HostOverlay>,
     /// The host image, if the root is based on it.
     _image: Option<Arc<HostImage>>,
     /// The build whose other steps may reuse the overlays afterwards.
     build: Option<BuildOverlays>,
+}
+
+/// The source that a step sees, and what it sees beyond the source's own layers.
+#[derive(Debug, Clone)]
+pub(super) struct SeenSource {
+    pub(super) source: SourceId,
+    pub(super) delta: SourceDelta,
 }
 
 /// The directories of the host image that each layer contains. Cached so that a chain does not examine its
@@ -102,6 +112,8 @@ pub(super) struct BootContext<'a> {
     pub(super) overlays: &'a Arc<Overlays>,
     pub(super) zygote: &'a Arc<Zygote>,
     pub(super) mount_api: MountApi,
+    /// The cache directories of the step.
+    pub(super) caches: Vec<WantedCache>,
 }
 
 /// The filesystems of a step, before those of the host image are mounted.
@@ -157,8 +169,10 @@ impl BootContext<'_> {
             Base::Host => Some(self.host_image(build.as_ref()).await?),
             _ => None,
         };
-        let delta = self.delta(source, parent.as_ref()).await?;
-        let inherited = Inherited { parent: parent.as_deref(), delta: delta.as_ref() };
+        let caches = self.caches.iter().map(|wanted| AttachedCache::attach(self.store, wanted));
+        let caches = caches.collect::<Result<Vec<_>, _>>().map_err(failed("attach a cache directory"))?;
+        let delta = self.delta(source, parent.as_ref(), &caches).await?;
+        let inherited = Inherited { parent: parent.as_deref(), delta: delta.layer.as_ref() };
         let Plan { root, mut binds, staging, env, host } =
             self.plan(source, inherited, &base, image.as_deref(), has_secrets)?;
         let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
@@ -167,7 +181,8 @@ impl BootContext<'_> {
         // Bound host directories may lie below the overlays, so the overlays come first.
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
-        Ok(Boot { root, binds, staging, env, parent, base, source, delta, id_map, overlays, _image: image, build })
+        let seen = SeenSource { source, delta };
+        Ok(Boot { root, binds, caches, staging, env, parent, base, seen, id_map, overlays, _image: image, build })
     }
 
     /// Returns the current state of the machine. The steps of a build share the state that the first of them
@@ -191,14 +206,20 @@ impl BootContext<'_> {
         &self,
         source: &FrozenSource,
         parent: Option<&Arc<Snapshot>>,
-    ) -> Result<Option<LayerId>, RunnerError> {
-        let Some(parent) = parent.filter(|parent| parent.source != source.id && parent.id_map == self.zygote.id_map())
-        else {
-            return Ok(None);
-        };
+        caches: &[AttachedCache],
+    ) -> Result<SourceDelta, RunnerError> {
+        // Another mapping of ids is refused later.
+        let parent = parent.filter(|parent| parent.id_map == self.zygote.id_map());
+        let caches: Vec<CacheDir> = caches.iter().filter_map(AttachedCache::content).cloned().collect();
+        let is_other = |seen: &SourceId| *seen != source.id;
+        if !parent.is_some_and(|parent| is_other(&parent.source)) && !caches.iter().any(|it| is_other(&it.source)) {
+            return Ok(SourceDelta { layer: None, seen: source.id.clone(), latest: (0, 0) });
+        }
         // It may copy many files.
-        let (store, parent, source) = (Arc::clone(self.store), Arc::clone(parent), source.clone());
-        let delta = RunnerError::blocking("compare the source", move || Ok(source::delta(&store, &parent, &source)?));
+        let (store, parent, source) = (Arc::clone(self.store), parent.cloned(), source.clone());
+        let delta = RunnerError::blocking("compare the source", move || {
+            Ok(source::delta_with_caches(&store, parent.as_deref(), &caches, &source)?)
+        });
         Box::pin(delta).await
     }
 
@@ -298,13 +319,13 @@ impl Boot {
     /// # Errors
     /// Returns an error if the layer cannot be put in place.
     pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
-        let Self { staging, parent, base, source, delta, id_map, overlays, build, .. } = self;
+        let Self { staging, parent, base, seen: SeenSource { source, delta }, id_map, overlays, build, .. } = self;
         let lowers = || {
             let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layers().dir(layer));
             layers.chain(["/".into()]).collect()
         };
         overlays::commit(overlays, build.as_ref(), &staging, lowers)?;
-        let request = CommitRequest { parent: parent.as_deref(), base, source, delta, id_map };
+        let request = CommitRequest { parent: parent.as_deref(), base, source, delta: delta.layer, id_map };
         store.commit(staging, request)
     }
 

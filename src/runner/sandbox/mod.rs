@@ -14,6 +14,7 @@
 
 mod attempt;
 mod boot;
+mod cache_dirs;
 mod cgroup;
 mod checks;
 mod confined;
@@ -25,6 +26,8 @@ mod own_network;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
+mod services;
+mod step_output;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};
@@ -33,10 +36,11 @@ pub use checks::{Check, checks};
 pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
 pub use export::SandboxExportError;
 pub(crate) use layered_command::LayeredCommand;
+pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
-pub(crate) use runner::{StepOutput, c_string};
 #[cfg(feature = "qemu")]
 pub(crate) use serve::{Files, Program, Serving};
+pub(crate) use step_output::StepOutput;
 pub use visit::{Streams, Visit, VisitError, VisitOperation};
 
 pub use crate::{

@@ -12,22 +12,22 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink, Supervised},
+    attempt::{self, Control, Supervised},
     boot::{Boot, BootContext, LayerDirs},
+    cache_dirs::{self, AttachedCache},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
     own_network::{self, StepNamespace},
+    step_output::StepOutput,
 };
 use crate::{
-    event::EventBus,
     image::{ImageOptions, Images, image_identity},
     ir::Env,
-    model::{SnapshotRef, StdStream},
+    model::SnapshotRef,
     network::{Networks, resolver_config},
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
@@ -222,6 +222,7 @@ impl SandboxRunner {
             overlays: &self.overlays,
             zygote,
             mount_api: self.mount_api(),
+            caches: Vec::new(),
         }
     }
 
@@ -234,6 +235,7 @@ impl SandboxRunner {
             root,
             place: JailPlace::Root,
             binds: Vec::new(),
+            overlays: Vec::new(),
             resolver: None,
             secrets: Vec::new(),
             shares_network: false,
@@ -267,6 +269,7 @@ impl SandboxRunner {
         };
         Ok(JailSpec {
             binds: boot.binds.clone(),
+            overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             resolver: (limits.network == Network::Private).then(resolver_config),
             shares_network: limits.network == Network::Host,
@@ -306,8 +309,9 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             // A new network takes as long as a third of the rest.
-            let context = self.boot_context(&store, &zygote);
-            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
+            let mut context = self.boot_context(&store, &zygote);
+            context.caches = cache_dirs::wanted(&limits.caches, ctx, zygote.id_map());
+            let (mut boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
@@ -315,7 +319,10 @@ impl SandboxRunner {
             let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
             let namespace = StepNamespace::of(&limits, network.as_ref());
             let started = MemoryWatch::start();
-            let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
+            let ended = match limits.services.is_empty() {
+                true => attempt::run(&zygote, &spec, namespace, control, &output).await,
+                false => Box::pin(self.with_services((&context, &limits), (&spec, namespace), ctx, &input)).await,
+            };
             let all_dead = ended.is_ok();
             if let Some(network) = network.filter(|_| all_dead) {
                 network.end().await;
@@ -334,6 +341,9 @@ impl SandboxRunner {
                 had_secrets: !ctx.secrets.is_empty(),
                 ..input.snapshot_config()
             };
+            if let Ok(0) = ended {
+                cache_dirs::keep(&mut boot, &store, ctx, input.step_id).await?;
+            }
             let committed_snapshot = match &ended {
                 Ok(0) if input.cache_lookup.commits() => {
                     let snapshot = commit(boot, &store).await?;
@@ -419,24 +429,14 @@ impl StepRunner for SandboxRunner {
             isolation: true,
             limits: true,
             network: true,
+            cache_dirs: true,
+            services: true,
             images: ImageSupport::All,
         }
     }
 
     fn args_schema(&self) -> ArgsSchema {
-        ArgsSchema::of::<Limits>().with_check(check_network)
-    }
-}
-
-/// A step's output on the event bus.
-pub(crate) struct StepOutput<'a> {
-    pub(crate) bus: &'a EventBus,
-    pub(crate) step_id: Uuid,
-}
-
-impl OutputSink for StepOutput<'_> {
-    async fn output(&self, stream: StdStream, bytes: &[u8]) {
-        self.bus.output(self.step_id, stream, bytes).await;
+        ArgsSchema::of::<Limits>().with_check(check_network).not_in_keys(cache_dirs::NOT_IN_KEYS)
     }
 }
 

@@ -67,6 +67,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         root: Root::Dir(c_string(ROOT)?),
         place: JailPlace::Root,
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
+        overlays: Vec::new(),
         resolver: None,
         secrets: Vec::new(),
         shares_network: false,

@@ -53,8 +53,9 @@ pub use oneshot::may_mount;
 pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
-    Bind, DEFAULT_ENV, FIRST_FD, GroupView, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi, MountedOverlay,
-    Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp, UserNamespace, Watch,
+    Bind, DEFAULT_ENV, FIRST_FD, GroupView, InnerOverlay, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi,
+    MountedOverlay, Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp,
+    UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};
 pub use sys::close_from;

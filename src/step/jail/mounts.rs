@@ -118,6 +118,11 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
         Root::Memory(root) => memory_root::make(root)?,
     };
     let binds = spec.binds.iter().map(|it| Ok((&it.target, view(it)?))).collect::<Result<Vec<_>, _>>()?;
+    let inner = spec
+        .overlays
+        .iter()
+        .map(|it| Ok((&it.target, overlay(&it.overlay, spec.user_namespace, spec.mount_api, &spec.mountpoint)?)));
+    let inner = inner.collect::<Result<Vec<_>, SetupError>>()?;
     let groups = spec.group_views.iter().map(group).collect::<Result<Vec<_>, _>>()?;
 
     attach(&root, &spec.mountpoint)?;
@@ -129,7 +134,7 @@ pub(super) fn enter(spec: &JailSpec, special: &SpecialPaths, proc: Proc) -> Resu
     }
     rustix::process::chdir(c"/").doing(|| "enter the new root".into())?;
 
-    for (target, mount) in &binds {
+    for (target, mount) in binds.iter().chain(&inner) {
         attach(mount, target)?;
     }
     if spec.place == JailPlace::Beside {

@@ -11,7 +11,7 @@ use super::SetupError;
 use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 11;
+pub(crate) const SPEC_VERSION: u32 = 12;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -222,6 +222,15 @@ pub struct Overlay {
     pub work: CString,
 }
 
+/// An overlay in a step's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InnerOverlay {
+    /// The overlay.
+    pub overlay: Overlay,
+    /// The path in the step.
+    pub target: CString,
+}
+
 /// An overlay that is mounted before the steps that it is shown to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountedOverlay {
@@ -374,6 +383,8 @@ pub struct JailSpec {
     pub place: JailPlace,
     /// Views of host files in the root, parents before children.
     pub binds: Vec<Bind>,
+    /// Overlays in the root, over the views.
+    pub overlays: Vec<InnerOverlay>,
     /// The content of the step's `/etc/resolv.conf`, if it is not the image's own or a view. A step without
     /// such a file gets none.
     pub resolver: Option<Vec<u8>>,

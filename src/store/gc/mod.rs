@@ -79,9 +79,10 @@ pub enum Forget {
     Nothing,
     /// Everything kept of these steps, by their keys.
     Steps(Vec<String>),
-    /// Everything kept of every step.
+    /// Everything kept of every step, and cache directories.
     Cached,
-    /// Everything kept of every step, and sources, images, journals, logs and packages that render pipelines.
+    /// Everything kept of every step, cache directories, and sources, images, journals, logs and packages
+    /// that render pipelines.
     Everything,
 }
 
@@ -121,6 +122,8 @@ pub struct GcReport {
     pub sources: Forgotten,
     /// Images.
     pub images: Forgotten,
+    /// Cache directories of steps.
+    pub cache_dirs: Forgotten,
     /// Journals and logs of runs.
     pub runs: Forgotten,
     /// The bytes that compressing logs freed on disk. They are part of `freed_bytes`.
@@ -330,6 +333,7 @@ fn report(plan: &GcPlan) -> GcReport {
         leftovers: Forgotten::of(&plan.inspected),
         sources: Forgotten::of(&plan.sources),
         images: Forgotten::of(&plan.images),
+        cache_dirs: Forgotten::of(&plan.cache_dirs),
         runs: Forgotten::of(&plan.runs),
         bytes: plan.bytes_after,
         ..GcReport::default()
@@ -358,6 +362,9 @@ fn forget(
     for victim in &plan.images {
         let row = &inventory.images[victim.index];
         collect::doom_image(transaction, &row.digest, &row.id_map)?;
+    }
+    for victim in &plan.cache_dirs {
+        collect::doom_cache_dir(transaction, &inventory.cache_dirs[victim.index].key)?;
     }
     Ok(())
 }

@@ -63,6 +63,7 @@ pub(super) struct GcPlan {
     pub(super) inspected: Vec<Victim>,
     pub(super) sources: Vec<Victim>,
     pub(super) images: Vec<Victim>,
+    pub(super) cache_dirs: Vec<Victim>,
     pub(super) runs: Vec<Victim>,
     /// The size of the store after all of this is removed.
     pub(super) bytes_after: u64,
@@ -83,6 +84,7 @@ impl GcPlan {
             GcKind::Inspected => &mut self.inspected,
             GcKind::Source => &mut self.sources,
             GcKind::Image => &mut self.images,
+            GcKind::CacheDir => &mut self.cache_dirs,
             GcKind::Run => &mut self.runs,
         }
     }
@@ -93,6 +95,7 @@ impl GcPlan {
 enum GcKind {
     Inspected,
     Cached,
+    CacheDir,
     Source,
     Run,
     Image,
@@ -170,6 +173,9 @@ fn items(input: &GcInput<'_>) -> Vec<GcItem> {
     for (index, row) in inventory.sources.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
         item(GcKind::Source, index, row.used_at);
     }
+    for (index, row) in inventory.cache_dirs.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
+        item(GcKind::CacheDir, index, row.used_at);
+    }
     for (index, row) in inventory.images.iter().enumerate().filter(|(_, row)| row.doomed.is_none()) {
         let by_snapshots = bases.get(row.digest.as_str()).copied().unwrap_or(i64::MIN);
         item(GcKind::Image, index, row.used_at.max(by_snapshots));
@@ -184,6 +190,7 @@ fn asked(input: &GcInput<'_>, forget: &Forget, item: &GcItem) -> bool {
     let step = match item.kind {
         GcKind::Cached => &input.inventory.cached[item.index].step,
         GcKind::Inspected => &input.inventory.inspected[item.index].step,
+        GcKind::CacheDir => return matches!(forget, Forget::Cached | Forget::Everything),
         _ => return *forget == Forget::Everything,
     };
     match forget {
@@ -199,7 +206,7 @@ fn expired(input: &GcInput<'_>, limits: &GcLimits, item: &GcItem) -> bool {
         age > limit.as_millis()
     };
     match item.kind {
-        GcKind::Cached | GcKind::Source | GcKind::Image => is_older(limits.max_age),
+        GcKind::Cached | GcKind::CacheDir | GcKind::Source | GcKind::Image => is_older(limits.max_age),
         GcKind::Inspected => is_older(limits.max_age_leftovers),
         GcKind::Run => {
             let place = item.index + input.live_runs;
@@ -243,7 +250,10 @@ impl<'a> Held<'a> {
         let sources = inventory.sources.iter().filter(|row| row.doomed.is_none()).map(|row| row.stack.as_slice());
         let bases = &held.bases;
         let images = inventory.images.iter().filter(|row| row.doomed.is_none() || bases.contains_key(&*row.digest));
-        let stacks: Vec<_> = stacks.chain(sources).chain(images.map(|row| row.stack.as_slice())).collect();
+        let images = images.map(|row| row.stack.as_slice());
+        let cache_dirs = inventory.cache_dirs.iter().filter(|row| row.doomed.is_none());
+        let cache_dirs = cache_dirs.map(|row| row.stack.as_slice());
+        let stacks: Vec<_> = stacks.chain(sources).chain(images).chain(cache_dirs).collect();
         stacks.into_iter().flatten().for_each(|layer| held.hold(inventory, layer));
         held
     }
@@ -285,6 +295,7 @@ impl<'a> Held<'a> {
             GcKind::Inspected => self.release_name(&inventory.inspected[item.index].snapshot),
             GcKind::Source => self.release_stack(&inventory.sources[item.index].stack),
             GcKind::Image => self.release_stack(&inventory.images[item.index].stack),
+            GcKind::CacheDir => self.release_stack(&inventory.cache_dirs[item.index].stack),
             GcKind::Run => self.bytes -= input.runs[item.index].bytes,
         }
         before - self.bytes

@@ -38,6 +38,12 @@ pub(in crate::store) fn doom_image(transaction: &Transaction<'_>, digest: &str, 
     update.execute(params![epoch, digest, id_map]).map(drop)
 }
 
+/// Dooms a cache directory.
+pub(in crate::store) fn doom_cache_dir(transaction: &Transaction<'_>, key: &[u8; 32]) -> rusqlite::Result<()> {
+    let epoch = super::epoch(transaction)?;
+    transaction.prepare_cached("UPDATE cache_dirs SET doomed = ? WHERE key = ?")?.execute(params![epoch, key]).map(drop)
+}
+
 /// Dooms every snapshot without a name and every layer without a stack. Cancels the doom of those that are
 /// used again: an image that a snapshot is based on, a layer in a stack.
 pub(in crate::store) fn reconcile(transaction: &Transaction<'_>, inventory: &Inventory) -> rusqlite::Result<()> {
@@ -59,6 +65,8 @@ pub(in crate::store) fn reconcile(transaction: &Transaction<'_>, inventory: &Inv
     }
     let sources = inventory.sources.iter().filter(|row| row.doomed.is_none());
     wanted.extend(sources.flat_map(|row| &row.stack));
+    let cache_dirs = inventory.cache_dirs.iter().filter(|row| row.doomed.is_none());
+    wanted.extend(cache_dirs.flat_map(|row| &row.stack));
     let mut spare = transaction.prepare_cached("UPDATE images SET doomed = NULL WHERE digest = ?")?;
     for row in &inventory.images {
         let is_base = bases.contains(row.digest.as_str());
@@ -99,6 +107,7 @@ pub(in crate::store) fn forget_doomed(transaction: &Transaction<'_>, end: u64) -
         "DELETE FROM snapshots WHERE doomed < ?",
         "DELETE FROM sources WHERE doomed < ?",
         "DELETE FROM images WHERE doomed < ?",
+        "DELETE FROM cache_dirs WHERE doomed < ?",
     ] {
         transaction.prepare_cached(delete)?.execute([end])?;
     }
@@ -120,7 +129,9 @@ pub(in crate::store) fn is_anything_doomed(connection: &Connection) -> rusqlite:
 
 /// Returns the sources whose manifests may still be needed.
 pub(in crate::store) fn sources_with_manifests(connection: &Connection) -> rusqlite::Result<HashSet<String>> {
-    let mut select = connection.prepare_cached("SELECT id FROM sources UNION SELECT source FROM snapshots")?;
+    let mut select = connection.prepare_cached(
+        "SELECT id FROM sources UNION SELECT source FROM snapshots UNION SELECT source FROM cache_dirs",
+    )?;
     select.query_map([], |row| row.get(0))?.collect()
 }
 
@@ -142,8 +153,13 @@ pub(in crate::store) fn layer_bytes(connection: &Connection) -> rusqlite::Result
 }
 
 /// The columns with the time when a name was last used.
-const USED_AT: [(&str, &str); 4] =
-    [("cache", "used_at"), ("sources", "used_at"), ("images", "used_at"), ("kept", "created_at")];
+const USED_AT: [(&str, &str); 5] = [
+    ("cache", "used_at"),
+    ("cache_dirs", "used_at"),
+    ("sources", "used_at"),
+    ("images", "used_at"),
+    ("kept", "created_at"),
+];
 
 /// Removes a period in which the store was not used, or by which the clock jumped, from the ages of names:
 /// those from before `edge` become younger by `shift`, and none become older. Times in the future become

@@ -17,6 +17,7 @@ pub(in crate::store) struct Inventory {
     pub(in crate::store) inspected: Vec<InspectedFacts>,
     pub(in crate::store) sources: Vec<SourceFacts>,
     pub(in crate::store) images: Vec<ImageFacts>,
+    pub(in crate::store) cache_dirs: Vec<CacheDirFacts>,
 }
 
 /// A layer on disk.
@@ -73,6 +74,15 @@ pub(in crate::store) struct ImageFacts {
     pub(in crate::store) doomed: Option<u64>,
 }
 
+/// A cache directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::store) struct CacheDirFacts {
+    pub(in crate::store) key: [u8; 32],
+    pub(in crate::store) stack: Vec<LayerId>,
+    pub(in crate::store) used_at: i64,
+    pub(in crate::store) doomed: Option<u64>,
+}
+
 /// Reads the inventory in a consistent state. Takes a few microseconds for each row.
 pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Inventory> {
     let layer = |row: &Row<'_>| {
@@ -113,6 +123,9 @@ pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Invent
             doomed: row.get(4)?,
         })
     };
+    let cache_dir = |row: &Row<'_>| {
+        Ok(CacheDirFacts { key: row.get(0)?, stack: stack(row, 1)?, used_at: row.get(2)?, doomed: row.get(3)? })
+    };
     Ok(Inventory {
         layers: rows(connection, "SELECT id, kind, bytes, doomed FROM layers", layer)?.into_iter().collect(),
         snapshots: rows(connection, "SELECT id, base, source, stack, doomed FROM snapshots", snapshot)?,
@@ -120,6 +133,7 @@ pub(in crate::store) fn read(connection: &Connection) -> rusqlite::Result<Invent
         inspected: rows(connection, "SELECT run, step, snapshot, created_at FROM kept", left)?,
         sources: rows(connection, "SELECT id, stack, used_at, doomed FROM sources", source)?,
         images: rows(connection, "SELECT digest, id_map, stack, used_at, doomed FROM images", image)?,
+        cache_dirs: rows(connection, "SELECT key, stack, used_at, doomed FROM cache_dirs", cache_dir)?,
     })
 }
 

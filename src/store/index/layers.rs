@@ -14,6 +14,8 @@ pub(in crate::store) enum LayerKind {
     Source,
     /// A part of an image.
     Image,
+    /// The content of a cache directory, or its changes.
+    CacheDir,
 }
 
 impl LayerKind {
@@ -23,6 +25,7 @@ impl LayerKind {
             Self::Step => "step",
             Self::Source => "source",
             Self::Image => "image",
+            Self::CacheDir => "cache_dir",
         }
     }
 }

@@ -8,6 +8,7 @@
 
 pub(super) mod blobs;
 pub(super) mod cache;
+pub(super) mod cache_dirs;
 pub(super) mod collect;
 pub(super) mod images;
 pub(super) mod inspection;
@@ -163,6 +164,7 @@ pub(super) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite::Result<u
     let snapshots = snapshots::forget_broken(transaction, "snapshots")?;
     snapshots::forget_broken(transaction, "sources")?;
     snapshots::forget_broken(transaction, "images")?;
+    snapshots::forget_broken(transaction, "cache_dirs")?;
     cache::forget_broken(transaction)?;
     inspection::forget_broken(transaction)?;
     Ok(snapshots)

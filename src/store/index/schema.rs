@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 3] = [V1, V2, V3];
+const MIGRATIONS: [&str; 4] = [V1, V2, V3, V4];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -129,6 +129,22 @@ CREATE INDEX contents_made ON contents (made_at);
 /// The names of packed layers at engines that use BLAKE3.
 const V3: &str = "
 ALTER TABLE layers ADD COLUMN blob_blake3 BLOB;         -- the BLAKE3 of its packed form, once it was computed
+";
+
+/// Cache directories of steps: stacks of layers that are part of no snapshot.
+const V4: &str = "
+CREATE TABLE cache_dirs (
+    key            BLOB PRIMARY KEY,
+    name           TEXT NOT NULL,
+    scope          TEXT NOT NULL,             -- for users
+    stack          TEXT NOT NULL,
+    source         TEXT NOT NULL,             -- the source that it was committed with
+    latest_seconds INTEGER NOT NULL,          -- the latest time that steps saw in that source
+    latest_nanos   INTEGER NOT NULL,
+    created_at     INTEGER NOT NULL,
+    used_at        INTEGER NOT NULL,
+    doomed         INTEGER
+) WITHOUT ROWID;
 ";
 
 /// Migrates the tables to this version.

@@ -181,6 +181,8 @@ impl StepRunner for Broken {
         claimed.layers = boasts;
         claimed.ownership = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.isolation = boasts;
+        claimed.cache_dirs = boasts;
+        claimed.services = boasts;
         claimed.network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.limits = boasts || self.fault == Fault::ChecksNoArguments;
         claimed.secrets = boasts || self.fault == Fault::TellsSecrets;
@@ -304,6 +306,8 @@ async fn empty_claims_are_found() {
         ("secrets", "the length of the secret's file"),
         ("memory", "OutOfMemory"),
         ("processes", "had 40"),
+        ("cache-directories", ""),
+        ("services", "the output"),
     ] {
         finds(Fault::Boasts, case, says).await;
     }

@@ -48,6 +48,8 @@ fn assert_conforms(report: &Report, why: &str) {
         "lineage-ownership",
         "secrets",
         "secrets-stay-with-their-run",
+        "cache-directories",
+        "services",
     ];
     assert!(report.not_promised().eq(lacks), "{report}");
 }

@@ -37,6 +37,8 @@ async fn conforms(set_up: impl FnOnce(ProcessRunner) -> ProcessRunner) {
             "processes",
             "arguments",
             "network-none",
+            "cache-directories",
+            "services",
         ]
     );
 }

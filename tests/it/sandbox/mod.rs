@@ -3,6 +3,7 @@
 //! Run as root, the suite runs itself a second time as an ordinary user.
 
 mod artifacts;
+mod cache_dirs;
 mod files;
 mod identity;
 mod isolation;
@@ -12,5 +13,6 @@ mod overlays;
 mod processes;
 mod read_only_programs;
 mod rootless;
+mod services;
 mod source;
 mod source_times;

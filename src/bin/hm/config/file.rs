@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     keys::{self, FilePlace, KeyPath, KeyValue, Keys},
-    schema::{ConfigFile, KnownKeys, OWN_TABLES, UNSUPPORTED},
+    schema::{ConfigFile, KnownKeys, OWN_TABLES},
     steps,
 };
 use crate::{
@@ -173,11 +173,6 @@ fn parse(file: &ConfigText) -> Outcome<(Keys, Vec<UnknownKey>)> {
             key: keys::dotted(&path),
             place: place(keys::line_at(text, at)),
         }));
-    } else if let Some((name, _)) = table.get_ref().iter().find(|(name, _)| UNSUPPORTED.contains(&&**name.get_ref())) {
-        return Err(mistake(
-            name.span().start,
-            &format!("[{}] is not supported by this version of hm", name.get_ref()),
-        ));
     }
     ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(invalid)?;
     if let Some((at, what)) = steps::mistake(table.get_ref()) {

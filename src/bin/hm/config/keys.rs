@@ -133,10 +133,10 @@ pub(super) fn of_table(
     Ok(keys)
 }
 
-/// Returns whether this is an argument of a `[step]` table. It is replaced as a whole, so it is one key, even
-/// if it is a table.
+/// Returns whether this is an argument of a `[step]` or a `[service]` table. It is replaced as a whole, so
+/// it is one key, even if it is a table.
 fn is_step_argument(path: &[String]) -> bool {
-    matches!(path, [table, _, _] if table == super::steps::TABLE)
+    matches!(path, [table, _, _] if [super::steps::TABLE, super::steps::SERVICES].contains(&&**table))
 }
 
 /// Returns the line of a key, from 1.

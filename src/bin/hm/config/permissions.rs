@@ -37,6 +37,7 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
         permissions.push(Permission::new("[cache] share", name, effect));
     }
     permissions.extend(steps::permissions(&settings.project));
+    permissions.extend(steps::service_permissions(&settings.project, project));
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path
             && users.as_ref() != Some(path)

@@ -93,6 +93,8 @@ impl ConfigSources {
             ["backend"] => value == BackendName::Local.as_str(),
             // Less sharing needs no consent.
             ["remote", "cache"] => value == "off",
+            [steps::SERVICES, _, "image"] => value.as_str().is_some_and(|image| trust::of_image(image, None).is_none()),
+            [steps::SERVICES, ..] => true,
             [steps::TABLE, _, name] => trust::of_step_arg(name, value).is_none(),
             _ => false,
         });

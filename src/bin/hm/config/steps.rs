@@ -4,6 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use hm_exec::{
     plan::{StepTable, engine_args_schema},
+    project::ProjectDir,
     runner::Limits,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -22,6 +23,9 @@ use crate::{
 
 /// The name of the table.
 pub(super) const TABLE: &str = "step";
+
+/// The name of the table of services.
+pub(super) const SERVICES: &str = "service";
 
 /// The schema of one table: the arguments of the engine and of the runners.
 pub(super) struct StepTableSchema;
@@ -49,22 +53,29 @@ impl JsonSchema for StepTableSchema {
     }
 }
 
-/// Returns the first mistake in a file's `[step]` tables: a glob that is not valid, or an argument that no
-/// runner has. Whether a value is right depends on the runners of the steps that match.
+/// Returns the first mistake in a file's `[step]` and `[service]` tables: a glob that is not valid, or an
+/// argument that no runner, or no service, has. Whether a value is right depends on the runners of the
+/// steps that match.
 pub(super) fn mistake(file: &DeTable<'_>) -> Option<(usize, String)> {
-    let tables = file.get(TABLE).and_then(|tables| tables.get_ref().as_table())?;
+    mistake_in(file, TABLE, "steps").or_else(|| mistake_in(file, SERVICES, "services"))
+}
+
+fn mistake_in(file: &DeTable<'_>, name: &str, of: &str) -> Option<(usize, String)> {
+    let tables = file.get(name).and_then(|tables| tables.get_ref().as_table())?;
     let known = KnownKeys::new();
     for (glob, table) in tables {
-        if let Err(invalid) = StepTable::new(glob.get_ref()) {
+        if name == TABLE
+            && let Err(invalid) = StepTable::new(glob.get_ref())
+        {
             return Some((glob.span().start, invalid.to_string()));
         }
         let DeValue::Table(args) = table.get_ref() else { continue };
-        for name in args.keys() {
-            let path = [TABLE.to_owned(), glob.get_ref().to_string(), name.get_ref().to_string()];
+        for key in args.keys() {
+            let path = [name.to_owned(), glob.get_ref().to_string(), key.get_ref().to_string()];
             if !known.has(&path) {
                 let near = known.nearest(&path).and_then(|near| near.last().cloned());
                 let near = near.map(|near| format!(", did you mean `{near}`?")).unwrap_or_default();
-                return Some((name.span().start, format!("unknown argument `{}` of steps{near}", name.get_ref())));
+                return Some((key.span().start, format!("unknown argument `{}` of {of}{near}", key.get_ref())));
             }
         }
     }
@@ -110,11 +121,41 @@ pub(super) fn permissions(file: &ConfigFile) -> Vec<Permission> {
     permissions
 }
 
+/// Returns what the project's services request beyond the sandbox: images in files outside of the project.
+pub(super) fn service_permissions(file: &ConfigFile, project: Option<&ProjectDir>) -> Vec<Permission> {
+    let mut permissions = Vec::new();
+    for (path, key) in &file.keys {
+        let [SERVICES, name, "image"] = path.iter().map(String::as_str).collect::<Vec<_>>()[..] else { continue };
+        let request = key.value.as_str().and_then(|image| trust::of_image(image, project.map(ProjectDir::path)));
+        permissions.extend(request.map(|(value, effect)| {
+            Permission::new(format!("[{SERVICES}] {}", keys::dotted(&[name, "image"])), value, effect)
+        }));
+    }
+    permissions
+}
+
+/// Returns the services of a file, by name.
+fn services(file: &ConfigFile) -> BTreeMap<String, Value> {
+    let mut found: BTreeMap<String, Value> = BTreeMap::new();
+    for (path, KeyValue { value, .. }) in &file.keys {
+        let [SERVICES, name, key] = path.iter().map(String::as_str).collect::<Vec<_>>()[..] else { continue };
+        found.entry(name.to_owned()).or_insert_with(|| Value::Object(serde_json::Map::new()))[key] = value.clone();
+    }
+    found
+}
+
 impl ConfigSources {
     /// Returns the `[step]` tables of all files, lowest precedence first.
     pub(crate) fn step_tables(&self) -> Outcome<Vec<StepTable>> {
         let (mut all, own) = (tables(&self.user)?, tables(&self.project)?);
         all.extend(own);
         Ok(all)
+    }
+
+    /// Returns the services of all files. A project's replaces one of the user's with the same name.
+    pub(crate) fn services(&self) -> BTreeMap<String, Value> {
+        let mut all = services(&self.user);
+        all.extend(services(&self.project));
+        all
     }
 }

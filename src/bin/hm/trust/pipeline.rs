@@ -41,14 +41,33 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     let images: BTreeSet<&str> = roots.map(|step| nodes[step.get()].step.image.as_deref().unwrap_or(default)).collect();
     for image in images {
         let is_users = options.images.contains_key(image) || options.images.values().any(|named| named == image);
-        if let Some(place) = image_path(image).and_then(|path| outside(&path, project)).filter(|_| !is_users) {
-            // The same path may mean another place in another directory.
-            let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
-            let value = format!("{transport}:{}", place.display());
-            permissions.push(Permission::new("image", value, "its steps can read these files outside of the project"));
+        if let Some((value, effect)) = of_image(image, Some(project)).filter(|_| !is_users) {
+            permissions.push(Permission::new("image", value, effect));
+        }
+    }
+    let args = nodes.iter().filter_map(|node| node.step.runner_args.as_ref()?.get("services")?.as_object());
+    for (name, service) in args.flatten() {
+        let image = service.get("image").and_then(Value::as_str);
+        if let Some((value, effect)) = image.and_then(|image| of_image(image, Some(project))) {
+            let permission = Permission::new(format!("services.{name}.image"), value, effect);
+            if !permissions.contains(&permission) {
+                permissions.push(permission);
+            }
         }
     }
     permissions
+}
+
+/// Returns what an image requests that a project names: the value that the user consents to, and its effect.
+/// Without a project, every image in a file is outside of it.
+pub(crate) fn of_image(image: &str, project: Option<&Path>) -> Option<(String, &'static str)> {
+    let place = match (image_path(image)?, project) {
+        (path, Some(project)) => outside(&path, project)?,
+        (path, None) => path,
+    };
+    // The same path may mean another place in another directory.
+    let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
+    Some((format!("{transport}:{}", place.display()), "its steps can read these files outside of the project"))
 }
 
 /// Returns what an argument of a step requests, in its `runner_args` or in a `[step]` table: the value that
@@ -58,6 +77,13 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
         ("host_ports", Value::Array(ports)) if !ports.is_empty() => {
             let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
             Some((ports.join(", "), "its steps reach these ports of this machine"))
+        }
+        ("caches", Value::Object(caches)) => {
+            let is_shared = |cache: &Value| cache.get("scope").is_some_and(|scope| scope == "user");
+            let names: Vec<&str> =
+                caches.iter().filter(|(_, cache)| is_shared(cache)).map(|(name, _)| name.as_str()).collect();
+            let effect = "its steps write to these directories, which steps of your other projects use";
+            (!names.is_empty()).then(|| (names.join(", "), effect))
         }
         _ => None,
     }
@@ -115,6 +141,13 @@ mod tests {
         let steps = [step("a", ports), step("b", ports), step("c", r#","runner_args":{"host_ports":[]}"#)].join(",");
         let asked = permissions(&steps, "", &BindOptions::default(), Path::new("/project"));
         assert_eq!(asked, [r#"host_ports = "5000, 6379""#]);
+    }
+
+    #[test]
+    fn directories_that_all_projects_share_ask() {
+        let caches = r#","runner_args":{"caches":{"a":"/a","b":{"path":"/b","scope":"user"},"c":{"path":"/c","scope":"project"}}}"#;
+        let asked = permissions(&step("a", caches), "", &BindOptions::default(), Path::new("/project"));
+        assert_eq!(asked, [r#"caches = "b""#]);
     }
 
     #[test]

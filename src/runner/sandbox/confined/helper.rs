@@ -105,6 +105,7 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         place: JailPlace::Root,
         shares_network: false,
         binds: order.binds,
+        overlays: Vec::new(),
         resolver: None,
         secrets: Vec::new(),
         cgroups: limited.procs(),

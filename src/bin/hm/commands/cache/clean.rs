@@ -11,12 +11,12 @@ use crate::{
     store,
 };
 
-/// Remove cached results and the files of failed steps
+/// Remove cached results, cache directories, and the files of failed steps
 ///
 /// Data that a running build uses is removed after that build.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Remove only the results of the steps with these keys, in all pipelines
+    /// Remove only the results of the steps with these keys, in all pipelines, and no cache directories
     #[arg(value_name = "STEP")]
     steps: Vec<String>,
 

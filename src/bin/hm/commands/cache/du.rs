@@ -59,6 +59,7 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Steps => "cached steps",
         UsageKind::Sources => "sources",
         UsageKind::Images => "images",
+        UsageKind::CacheDirs => "cache directories",
         UsageKind::Leftovers => "files of failed steps",
         UsageKind::Machines => "booted machines",
         UsageKind::Packages => "packages to render pipelines with",

@@ -121,6 +121,7 @@ fn as_text(report: &GcReport, dry_run: bool) -> String {
         ("files of failed steps", report.leftovers),
         ("sources", report.sources),
         ("images", report.images),
+        ("cache directories", report.cache_dirs),
         ("journals and logs", report.runs),
     ];
     let forgotten = kinds.iter().filter(|(_, forgotten)| forgotten.count > 0);

@@ -133,6 +133,10 @@ pub(crate) struct Args {
     #[arg(long)]
     no_cache: bool,
 
+    /// Start steps with empty cache directories, and keep none of them
+    #[arg(long)]
+    no_caches: bool,
+
     /// Ignore and overwrite the cached results of this step and of the steps that build in it (repeatable)
     #[arg(long, value_name = "STEP")]
     refresh: Vec<String>,
@@ -231,6 +235,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         early = None;
     }
     bind.step_tables = sources.step_tables()?;
+    bind.services = sources.services();
     let config = sources.resolve(Some(&found.project))?;
     let format = args.format.unwrap_or_else(|| Format::preferred_here(config.format));
     let (store, early) = match early {
@@ -271,6 +276,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.memory = args.memory.or_else(available_memory);
     request.options.source_times = config.source_times;
     request.options.no_cache = args.no_cache;
+    request.options.no_caches = args.no_caches;
     request.options.refresh = args.refresh.iter().cloned().collect();
     request.options.images = bind.images;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
@@ -278,6 +284,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.runner = bind.runner;
     request.options.network = bind.network;
     request.options.step_tables = bind.step_tables;
+    request.options.services = bind.services;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.timeout = args.timeout;

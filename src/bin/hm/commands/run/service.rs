@@ -67,6 +67,7 @@ pub(super) fn check(args: &Args) -> Outcome<()> {
         ("--host-dir", !args.host_dirs.is_empty()),
         ("--keep", args.keep),
         ("--no-cache", args.no_cache),
+        ("--no-caches", args.no_caches),
         ("--refresh", !args.refresh.is_empty()),
         ("--timeout", args.timeout.is_some()),
         ("--network", args.bind.network.is_some()),

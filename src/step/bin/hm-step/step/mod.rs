@@ -157,6 +157,7 @@ fn spec(
         }),
         place: JailPlace::Root,
         binds: jail::resolver(lowers).into_iter().collect(),
+        overlays: Vec::new(),
         resolver: None,
         secrets: Vec::new(),
         shares_network: limits.network == Network::Host,
