@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
+    path::Path,
     sync::Arc,
 };
 
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{BuildCache, BuildFacts},
+    cache::{self, BuildCache, BuildFacts},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
@@ -94,6 +95,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         }
         let (events, bus, stream) = created?;
 
+        let traces = self.traces_dir(run_id);
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
         let source = RunSource::new(ArchiveId(run_id), request.repo_root.clone());
@@ -105,6 +107,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
+        context.traces = traces;
         let durations = match request.durations.is_empty() {
             true => Vec::new(),
             false => plan.steps.iter().map(|bound| request.durations.get(&bound.step.key).copied()).collect(),
@@ -174,6 +177,12 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             }
         }
         Ok(unprobed)
+    }
+
+    /// Returns where traces of steps go, if the request asks for them and the run's directory is kept.
+    fn traces_dir(&self, run_id: Uuid) -> Option<Arc<Path>> {
+        let runs = self.engine.runs_dir.as_ref().filter(|_| self.request.options.trace_inputs)?;
+        Some(runs.join(run_id.to_string()).join(cache::TRACES).into())
     }
 
     /// Opens the engine's cache for this build, if it has one.

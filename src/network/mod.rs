@@ -29,6 +29,7 @@ mod thread;
 mod udp;
 
 pub(crate) use access::Access;
+pub(crate) use log::ConnectionLog;
 pub(crate) use made::NetworkError;
 pub(crate) use pool::{Network, Networks};
 pub(crate) use resolver::config as resolver_config;

@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -46,6 +47,8 @@ pub struct StepContext {
     /// committed: a child on another runner, the cache, or the user. If not, a runner with the `layers`
     /// capability may commit in a cheaper form of its own.
     pub snapshot_travels: bool,
+    /// Where runners that can trace keep the traces of steps; `None` if steps are not to be traced.
+    pub traces: Option<Arc<Path>>,
     reasons: Reasons,
     at_end: AtEnd,
 }
@@ -113,6 +116,7 @@ impl StepContext {
             grace: Duration::from_secs(5),
             keep: false,
             snapshot_travels: true,
+            traces: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -131,6 +135,7 @@ impl StepContext {
             grace: self.grace,
             keep: self.keep,
             snapshot_travels,
+            traces: self.traces.clone(),
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }

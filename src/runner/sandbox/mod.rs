@@ -25,6 +25,7 @@ mod own_network;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
+mod traced;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};

@@ -15,13 +15,14 @@ use futures_util::{FutureExt, future::BoxFuture};
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink, Supervised},
+    attempt::{OutputSink, Supervised},
     boot::{Boot, BootContext, LayerDirs},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
-    own_network::{self, StepNamespace},
+    own_network,
+    traced::{Once, Ran},
 };
 use crate::{
     event::EventBus,
@@ -32,7 +33,6 @@ use crate::{
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
-        machine_memory::MemoryWatch,
     },
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
@@ -244,13 +244,14 @@ impl SandboxRunner {
             workdir: c"/".into(),
             argv: Vec::new(),
             pack: None,
+            trace: None,
             terminal: false,
             env: Vec::new(),
         })
     }
 
     /// Adds a step's command, limits and secrets to its jail.
-    fn spec(
+    pub(super) fn spec(
         jail: JailSpec,
         boot: &Boot,
         (limits, limited): (&Limits, &Limited),
@@ -305,21 +306,13 @@ impl SandboxRunner {
             let limits = Limits::of_args(input.step.runner_args.as_ref())?;
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
-            // A new network takes as long as a third of the rest.
-            let context = self.boot_context(&store, &zygote);
-            let (boot, network) = tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits))?;
-            let limited = self.hold(&limits);
-            let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
-            let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
-            let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
-            let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-            let namespace = StepNamespace::of(&limits, network.as_ref());
-            let started = MemoryWatch::start();
-            let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
+            let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
+            let Ran { boot, limited, started, ended } = match &ctx.traces {
+                None => self.once(once, None).await?.0,
+                // Boxed, because most steps are not traced.
+                Some(dir) => Box::pin(self.traced(once, dir)).await?,
+            };
             let all_dead = ended.is_ok();
-            if let Some(network) = network.filter(|_| all_dead) {
-                network.end().await;
-            }
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -453,6 +446,10 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
             return Err(RunnerError::too_many_processes(limit, KILLED));
         }
         End::Killed => KILLED,
+        End::Untraceable => {
+            let error = std::io::Error::other("it was traced twice");
+            return Err(RunnerError::infrastructure("run the step untraced", error));
+        }
         End::TimedOut => return Err(RunnerError::timed_out()),
         End::Interrupted => return Err(RunnerError::cancelled()),
     };

@@ -14,3 +14,4 @@ mod read_only_programs;
 mod rootless;
 mod source;
 mod source_times;
+mod traces;
