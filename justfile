@@ -15,7 +15,3 @@ fuzz target seconds="1200":
     mkdir -p fuzz/artifacts/corpus-{{target}}
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} fuzz/artifacts/corpus-{{target}} fuzz/corpus/{{target}} -- \
         -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=20
-
-# The tests of pipelines in TypeScript, on an `hm` that contains the package `@harmont/hm`. Needs `esbuild` in PATH.
-bundled-dsl:
-    cargo test --locked --test it --features bundled-dsl cli::typescript

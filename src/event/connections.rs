@@ -113,9 +113,9 @@ pub struct ConnectionRecord {
     pub connection: Connection,
 }
 
-/// Calls `show` with each connection of the run in `dir`, in the order of their ends: those of one step, or
-/// of all. Stops if it returns false. Logs are not read. Unreadable parts of a truncated journal are left
-/// out.
+/// Calls `show` with each connection of one step, or of all steps, of the run in `dir`, in the order in which
+/// they ended. Stops if it returns false. Logs are not read. Parts of a truncated journal that cannot be read
+/// are left out.
 ///
 /// # Errors
 /// Returns the same errors as [`open`](super::open).

@@ -339,7 +339,7 @@ pub enum ProblemKind {
     /// An argument of the step is wrong that the pipeline does not have: a table of the options sets it.
     #[error("{kind} (set by {set_by})", set_by = Message(.place))]
     FromTable {
-        /// Where it is set.
+        /// The place that sets it.
         place: Arc<str>,
         /// The error.
         kind: Box<ProblemKind>,

@@ -27,7 +27,7 @@ pub struct StepTable {
 pub struct TableArg {
     /// The value.
     pub value: Value,
-    /// Where it is set, for messages: a file and a line.
+    /// The place that sets it, for messages: a file and a line.
     pub source: Arc<str>,
 }
 

@@ -20,8 +20,8 @@ use super::{
     terminal_size, text,
 };
 
-/// The maximum number of running steps that are shown at once; the others are counted. They take at most half
-/// of the terminal's rows.
+/// The maximum number of running steps that are shown at once; the others are counted. They take no more than
+/// half the rows.
 const MAX_BARS: usize = 16;
 
 /// The columns that the last line leaves free, so that it never wraps.
