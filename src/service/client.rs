@@ -95,6 +95,8 @@ pub struct Service {
     host: String,
     token: String,
     pub(super) pace: Pace,
+    /// The number of attempts at a request.
+    tries: u32,
 }
 
 impl std::fmt::Debug for Service {
@@ -152,7 +154,15 @@ impl Service {
         let authorized = builder().default_headers(headers).build().map_err(failed)?;
         let plain = builder().build().map_err(failed)?;
         let (raw, host) = (Client::new_with_client(base, authorized), host.to_owned());
-        Ok(Self { raw, plain, base: base.to_owned(), host, token: token.to_owned(), pace: Pace::default() })
+        Ok(Self {
+            raw,
+            plain,
+            base: base.to_owned(),
+            host,
+            token: token.to_owned(),
+            pace: Pace::default(),
+            tries: TRIES,
+        })
     }
 
     /// Changes how long to wait between requests.
@@ -160,6 +170,14 @@ impl Service {
     #[must_use]
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
+        self
+    }
+
+    /// Reports the first failure of a request, and does not try again.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_retries(mut self) -> Self {
+        self.tries = 1;
         self
     }
 
@@ -184,7 +202,7 @@ impl Service {
     where
         F: Future<Output = Result<ResponseValue<T>, Error<E>>>,
     {
-        self.attempts(TRIES, ANSWER_TIMEOUT, |_| true, call).await
+        self.attempts(self.tries, ANSWER_TIMEOUT, |_| true, call).await
     }
 
     /// Makes a request that creates something. It is repeated only if the service surely did not take it.
@@ -192,7 +210,7 @@ impl Service {
     where
         F: Future<Output = Result<ResponseValue<T>, Error<E>>>,
     {
-        self.attempts(TRIES, UPLOAD_TIMEOUT, |refusal| refusal.is_untaken, call).await
+        self.attempts(self.tries, UPLOAD_TIMEOUT, |refusal| refusal.is_untaken, call).await
     }
 
     /// Makes a request once.

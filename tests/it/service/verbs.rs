@@ -84,7 +84,7 @@ fn the_doctor_asks_the_service_if_it_is_set_up() {
     // Nothing that is wrong there keeps a run from working here.
     for (variable, value, text) in [
         ("HM_API_TOKEN", "wrong-token", "does not accept the token"),
-        ("HM_API_URL", "http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("HM_API_URL", "http://127.0.0.1:1", "failed to ask http://127.0.0.1:1"),
         ("HM_API_TOKEN", "", "not logged in"),
     ] {
         let (line, other_code) = service(here.hm(&["doctor"]).env(variable, value));

@@ -42,7 +42,7 @@ pub(super) fn check() -> Option<Finding> {
 fn look_up(config: &CloudConfig, token: &str) -> Outcome<Finding> {
     let url = &config.api_url.value;
     let failed = |error| failure(config, &format!("failed to ask {url}"), error);
-    let service = Service::new(url, token).map_err(failed)?;
+    let service = Service::new(url, token).map_err(failed)?.without_retries();
     let answer = runtime()?.block_on(async { timeout(PATIENCE, service.user()).await });
     let Ok(answer) = answer else {
         let seconds = PATIENCE.as_secs();
