@@ -52,6 +52,20 @@ fn json_lines(events: &[BuildEvent]) -> String {
     events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
 }
 
+/// Checks that the journal in `dir` has the bytes and the events of a fixture. Returns the fixture's directory.
+#[track_caller]
+fn assert_written_as_kept(dir: &Path, name: &str) -> std::path::PathBuf {
+    let kept = fixture().with_file_name(name);
+    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
+        fs::create_dir_all(&kept).unwrap();
+        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
+        fs::write(kept.join("events.jsonl"), json_lines(&replay(dir))).unwrap();
+    }
+    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
+    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    kept
+}
+
 /// Set `HM_UPDATE_FIXTURES` to regenerate the fixture, and do so only for a new version of the format.
 #[tokio::test(start_paused = true)]
 async fn the_writer_still_writes_version_1_byte_for_byte() {
@@ -89,14 +103,7 @@ async fn misses_are_written_byte_for_byte_as_when_version_1_got_them() {
         end(&mut writer, step);
     }
     end_build(writer);
-    let kept = fixture().with_file_name("v1-misses");
-    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
-        fs::create_dir_all(&kept).unwrap();
-        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
-        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
-    }
-    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
-    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    assert_written_as_kept(&dir, "v1-misses");
 }
 
 /// Connections were added to version 1 later.
@@ -120,14 +127,7 @@ async fn connections_are_written_byte_for_byte_as_when_version_1_got_them() {
     // The attempt has ended.
     bus.connection(id(0), &blocked);
     end_build(writer);
-    let kept = fixture().with_file_name("v1-connections");
-    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
-        fs::create_dir_all(&kept).unwrap();
-        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
-        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
-    }
-    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
-    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    let kept = assert_written_as_kept(&dir, "v1-connections");
     let found = |step: Option<u32>| {
         let mut all = Vec::new();
         let push = |record: event::ConnectionRecord| {
@@ -204,14 +204,7 @@ fn refined_statuses_are_written_byte_for_byte_as_when_version_1_got_them() {
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path().join("run");
     record_refined(&dir);
-    let kept = fixture().with_file_name("v1-outcomes");
-    if std::env::var_os("HM_UPDATE_FIXTURES").is_some() {
-        fs::create_dir_all(&kept).unwrap();
-        fs::copy(dir.join("journal"), kept.join("journal")).unwrap();
-        fs::write(kept.join("events.jsonl"), json_lines(&replay(&dir))).unwrap();
-    }
-    assert_eq!(fs::read(dir.join("journal")).unwrap(), fs::read(kept.join("journal")).unwrap());
-    assert_eq!(json_lines(&replay(&kept)), fs::read_to_string(kept.join("events.jsonl")).unwrap());
+    let kept = assert_written_as_kept(&dir, "v1-outcomes");
     let records = event::step_records(&kept).unwrap();
     let statuses: Vec<_> = records.iter().map(|step| step.status.unwrap()).collect();
     assert_eq!(statuses, [Flaky, FailedAllowed, FailedAllowed, FailedAllowed, Passed]);
