@@ -17,8 +17,10 @@ use crate::model::EgressRule;
 
 /// The most addresses of a step whose names are remembered.
 const MAX_ADDRESSES: usize = 16 << 10;
-/// The most names of one address that are remembered.
+/// The most names of one address that are remembered, if a list allows names.
 const MAX_NAMES: usize = 64;
+/// The same without a list, when a name is only shown.
+const MAX_SHOWN_NAMES: usize = 2;
 /// The key of the parameter of a service that has keys to encrypt the name of a handshake.
 const ECH: u16 = 5;
 
@@ -101,6 +103,7 @@ impl Names {
     }
 
     fn learn(&self, name: &Arc<str>, answer: &Packet<'_>) {
+        let most = if self.egress.is_some() { MAX_NAMES } else { MAX_SHOWN_NAMES };
         let mut known = self.known.borrow_mut();
         for address in answer.answers.iter().flat_map(|record| addresses(&record.rdata)) {
             if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
@@ -108,7 +111,7 @@ impl Names {
             }
             let names = known.entry(address).or_default();
             names.retain(|other| other != name);
-            if names.len() >= MAX_NAMES {
+            if names.len() >= most {
                 names.remove(0);
             }
             names.push(Arc::clone(name));

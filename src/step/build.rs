@@ -72,6 +72,10 @@ fn main() -> ExitCode {
     let (is_asked_for, embedded) = match wanted.as_deref().map(|wanted| (wanted, wanted.to_str())) {
         Some((_, Some("none"))) => (false, Embedded::Not("it was built with HM_EMBED_STEP=none".to_owned())),
         Some((_, Some("build"))) => (true, build()),
+        // This script does not run where the variable was set.
+        Some((path, _)) if !Path::new(path).is_absolute() => {
+            (true, Embedded::Failed(format!("{} is not an absolute path", Path::new(path).display())))
+        }
         Some((path, _)) => {
             println!("cargo::rerun-if-changed={}", Path::new(path).display());
             (true, Embedded::File(path.into()))

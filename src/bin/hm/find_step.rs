@@ -41,8 +41,18 @@ pub(crate) fn find_run<'a>(
     }
     let mut newest = None;
     let mut with_label = None;
+    let mut unread = None;
     for run in last_of_each_pipeline(store, dir)? {
-        let steps = steps_of(store, &run)?;
+        // One damaged journal does not hide the other runs.
+        let steps = match steps_of(store, &run) {
+            Ok(steps) => steps,
+            Err(failure) => {
+                if newest.is_none() {
+                    unread.get_or_insert(failure);
+                }
+                continue;
+            }
+        };
         let is_it = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
         if steps.iter().any(|step| is_it(&step.key)) {
             return Ok((run, steps, text));
@@ -52,6 +62,10 @@ pub(crate) fn find_run<'a>(
         } else {
             newest.get_or_insert((run, steps, text));
         }
+    }
+    // If nothing has the name, the newest run is the result, and that may be one that cannot be read.
+    if let (None, Some(failure)) = (&with_label, unread) {
+        return Err(failure);
     }
     with_label.or(newest).ok_or_else(|| {
         let dir = Source::locate(dir).map_or_else(|_| Path::new(".").to_owned(), |source| source.dir);

@@ -31,6 +31,23 @@ fn gated(project: &Project, before: &str, after: &str) -> std::path::PathBuf {
 }
 
 #[test]
+fn a_damaged_journal_does_not_hide_the_runs_of_other_pipelines() {
+    let project = Project::new();
+    for name in ["first", "second"] {
+        project.file(&format!(".hm/{name}.json"), &ir(&[(name, "echo said", None)]));
+        project.run(&[name]).expect(0);
+    }
+    let newest = runs(&project, &["second"])[0]["run"].as_str().unwrap().to_owned();
+    fs::write(project.store.join("runs").join(newest).join("journal"), "").unwrap();
+    assert_eq!(hm(&project, &["logs", "first"]).expect(0).stdout, "said\n");
+    // The last run is the damaged one.
+    for args in [&["logs"][..], &["logs", "second"]] {
+        let ended = hm(&project, args).expect(3);
+        assert!(ended.stderr.contains("failed to read the journal"), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn runs_are_listed_with_how_they_ended() {
     let project = Project::new();
     assert_eq!(hm(&project, &["runs"]).expect(0).stdout, "no runs\n");

@@ -84,6 +84,12 @@ fn until_interrupted<T>(
         Some(Err(error @ SavedCacheError::Full { .. })) => Err(Failure::infrastructure(what)
             .because(error)
             .hint("use a directory on another disk, or save less with --max-size")),
+        Some(Err(error @ SavedCacheError::Userns(_))) => {
+            Err(Failure::infrastructure(what).because(error).hint("run `hm doctor`: it names what the sandbox lacks"))
+        }
+        Some(Err(error @ SavedCacheError::Io { .. })) => Err(Failure::infrastructure(what)
+            .because(error)
+            .hint("use a directory that you own; it is a cache, and may be removed")),
         Some(Err(error)) => Err(Failure::infrastructure(what).because(error)),
         None => {
             // Whatever is unfinished is removed by the next one.
