@@ -31,10 +31,12 @@ const TRIES: u32 = 6;
 /// The most pages of a list that are read.
 const MAX_PAGES: usize = 50;
 
-/// How long to wait between requests. Tests wait less.
+/// How often to try, and how long to wait between requests. Tests wait less.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
+    /// The number of attempts at a request.
+    pub tries: u32,
     /// The pause after the first failure; it doubles.
     pub retry: Duration,
     /// The longest pause after a failure.
@@ -56,6 +58,7 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            tries: TRIES,
             retry: Duration::from_millis(500),
             longest_retry: Duration::from_secs(15),
             poll: Duration::from_millis(1500),
@@ -95,8 +98,6 @@ pub struct Service {
     host: String,
     token: String,
     pub(super) pace: Pace,
-    /// The number of attempts at a request.
-    tries: u32,
 }
 
 impl std::fmt::Debug for Service {
@@ -154,15 +155,7 @@ impl Service {
         let authorized = builder().default_headers(headers).build().map_err(failed)?;
         let plain = builder().build().map_err(failed)?;
         let (raw, host) = (Client::new_with_client(base, authorized), host.to_owned());
-        Ok(Self {
-            raw,
-            plain,
-            base: base.to_owned(),
-            host,
-            token: token.to_owned(),
-            pace: Pace::default(),
-            tries: TRIES,
-        })
+        Ok(Self { raw, plain, base: base.to_owned(), host, token: token.to_owned(), pace: Pace::default() })
     }
 
     /// Changes how long to wait between requests.
@@ -170,14 +163,6 @@ impl Service {
     #[must_use]
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
-        self
-    }
-
-    /// Reports the first failure of a request, and does not try again.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn without_retries(mut self) -> Self {
-        self.tries = 1;
         self
     }
 
@@ -202,7 +187,7 @@ impl Service {
     where
         F: Future<Output = Result<ResponseValue<T>, Error<E>>>,
     {
-        self.attempts(self.tries, ANSWER_TIMEOUT, |_| true, call).await
+        self.attempts(self.pace.tries, ANSWER_TIMEOUT, |_| true, call).await
     }
 
     /// Makes a request that creates something. It is repeated only if the service surely did not take it.
@@ -210,7 +195,7 @@ impl Service {
     where
         F: Future<Output = Result<ResponseValue<T>, Error<E>>>,
     {
-        self.attempts(self.tries, UPLOAD_TIMEOUT, |refusal| refusal.is_untaken, call).await
+        self.attempts(self.pace.tries, UPLOAD_TIMEOUT, |refusal| refusal.is_untaken, call).await
     }
 
     /// Makes a request once.

@@ -28,6 +28,7 @@ use crate::support::{
 fn quick() -> Pace {
     let short = Duration::from_millis(5);
     Pace {
+        tries: Pace::default().tries,
         retry: short,
         longest_retry: short,
         poll: short,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hm_exec::service::{Service, ServiceError};
+use hm_exec::service::{Pace, Service, ServiceError};
 use tokio::time::timeout;
 
 use super::checks::{Finding, good, lacking};
@@ -42,7 +42,8 @@ pub(super) fn check() -> Option<Finding> {
 fn look_up(config: &CloudConfig, token: &str) -> Outcome<Finding> {
     let url = &config.api_url.value;
     let failed = |error| failure(config, &format!("failed to ask {url}"), error);
-    let service = Service::new(url, token).map_err(failed)?.without_retries();
+    let pace = Pace { tries: 1, ..Pace::default() };
+    let service = Service::new(url, token).map_err(failed)?.pace(pace);
     let answer = runtime()?.block_on(async { timeout(PATIENCE, service.user()).await });
     let Ok(answer) = answer else {
         let seconds = PATIENCE.as_secs();
