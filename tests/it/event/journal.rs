@@ -52,7 +52,8 @@ fn json_lines(events: &[BuildEvent]) -> String {
     events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
 }
 
-/// Checks that the journal in `dir` has the bytes and the events of a fixture. Returns the fixture's directory.
+/// Checks that the journal in `dir` has the bytes and the events of a fixture. Returns the directory of the
+/// fixture.
 #[track_caller]
 fn assert_written_as_kept(dir: &Path, name: &str) -> std::path::PathBuf {
     let kept = fixture().with_file_name(name);
