@@ -49,7 +49,7 @@ impl Networks {
         sink: ConnectionSink,
     ) -> Result<Network, NetworkError> {
         let namespace = self.namespace(zygote).await?;
-        let serving = namespace.serve(access, sink)?;
+        let serving = namespace.serve(access, sink);
         Ok(Network { pool: Arc::clone(&self.0), zygote: Arc::downgrade(zygote), namespace, serving })
     }
 
@@ -85,7 +85,13 @@ impl Pool {
             self.zygote = Arc::downgrade(zygote);
             self.idle.clear();
         }
-        self.idle.pop()
+        // Those that broke are not served.
+        while let Some(namespace) = self.idle.pop() {
+            if namespace.is_served() {
+                return Some(namespace);
+            }
+        }
+        None
     }
 
     /// Keeps a namespace that no step is in.
@@ -107,7 +113,7 @@ impl Network {
     /// # Cancel safety
     /// If the future is dropped, the namespace is not used again.
     pub(crate) async fn end(self) -> NetworkSummary {
-        match self.serving.end().await {
+        match self.namespace.end(self.serving).await {
             Ok(summary) => {
                 if self.namespace.reusable {
                     self.pool.lock().give_back(&self.zygote, self.namespace);

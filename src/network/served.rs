@@ -10,7 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::SocketFlags;
+use futures_util::FutureExt as _;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::SocketFlags,
+};
 use tokio::{
     io::unix::AsyncFd,
     net::{TcpListener, TcpStream},
@@ -21,7 +25,7 @@ use tokio::{
 use super::{
     access::Access,
     addresses::neighbour,
-    counters::Counters,
+    counters::{Counters, TcpCounters},
     log::{ConnectionSink, NetworkSummary, Recorder},
     names::Names,
     nat::{Nat, Verdict},
@@ -46,9 +50,29 @@ pub(super) type Tasks = JoinSet<()>;
 /// The descriptors of a namespace, registered with the runtime of the thread.
 #[derive(Debug)]
 pub(super) struct Devices {
-    pub(super) tun: AsyncFd<OwnedFd>,
+    pub(super) tun: AsyncFd<Arc<OwnedFd>>,
     pub(super) listeners: Vec<TcpListener>,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
+}
+
+impl Devices {
+    /// Forgets that the device had packets, if it has none now.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        if let Some(ready) = self.tun.readable().now_or_never() {
+            let mut ready = ready?;
+            // Looked at after the readiness, so that no packet is missed.
+            if !has_packets(self.tun.get_ref())? {
+                ready.clear_ready();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether a device has a packet, or is broken.
+pub(super) fn has_packets(tun: &OwnedFd) -> io::Result<bool> {
+    let mut ready = [PollFd::new(tun, PollFlags::IN)];
+    Ok(poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
 }
 
 /// What the tasks of a step share.
@@ -150,14 +174,15 @@ impl Served {
     }
 }
 
-/// Serves a step until `end` says that it is dead. The namespace is then as before.
+/// Serves a step until `end` says that it is dead. The namespace is then as before, when its counters were
+/// `before`.
 pub(super) async fn serve(
     devices: &Rc<Devices>,
     (access, sink): (Access, ConnectionSink),
     pipes: &Rc<Pipes>,
+    before: Option<TcpCounters>,
     end: oneshot::Receiver<()>,
 ) -> io::Result<NetworkSummary> {
-    let before = devices.counters.read();
     let served = Rc::new(Served {
         devices: Rc::clone(devices),
         names: Names::new(access.egress.clone()),
@@ -214,7 +239,7 @@ fn note_panic(ended: Result<(), JoinError>) {
 }
 
 /// Waits for the next connection of any listener.
-async fn accept(listeners: &[TcpListener]) -> TcpStream {
+pub(super) async fn accept(listeners: &[TcpListener]) -> TcpStream {
     loop {
         let accepted = match listeners {
             [v4, v6] => tokio::select! {

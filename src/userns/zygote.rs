@@ -1,9 +1,10 @@
 //! The engine's side of the zygote: starting it, and sending it requests.
 
 use std::{
+    borrow::Borrow,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
@@ -291,9 +292,9 @@ impl Drop for Zygote {
     }
 }
 
-/// Registers a descriptor with the runtime.
+/// Registers an [`OwnedFd`], which may be shared, with the runtime.
 #[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
-pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register<T: Borrow<OwnedFd> + AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(fd, interest)
 }
 
