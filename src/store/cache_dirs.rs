@@ -63,6 +63,7 @@ impl Store {
         mut content: CacheDir,
         id_map: IdMap,
     ) -> Result<(), StoreError> {
+        let mut new = None;
         if !staging.prune()? {
             let written = self.layers().place(staging.home())?;
             content.layers.insert(0, written.clone());
@@ -71,16 +72,22 @@ impl Store {
                 self.trash().discard_from(&self.layers().home(&written))?;
                 content.layers = vec![merged?];
             }
+            new = content.layers.first().cloned();
         }
         if content.layers.is_empty() {
             return Ok(());
         }
-        let (rows, is_kept) = self.layers().keep(&content.layers, LayerKind::CacheDir, |transaction, is_whole| {
+        let kept = self.layers().keep(&content.layers, LayerKind::CacheDir, |transaction, is_whole| {
             if is_whole {
                 index::cache_dirs::put(transaction, name, &content)?;
             }
             Ok(is_whole)
-        })?;
+        });
+        if let (Err(_), Some(new)) = (&kept, &new) {
+            // The index does not have it, so nothing else would remove it before this process ends.
+            self.trash().discard_from(&self.layers().home(new))?;
+        }
+        let (rows, is_kept) = kept?;
         if !is_kept {
             // A lease prevents that.
             tracing::debug!(name = name.name, rows = rows.len(), "layers of a cache directory were removed");

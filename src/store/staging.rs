@@ -24,13 +24,18 @@ pub struct Staging {
     dir: PathBuf,
     work: PathBuf,
     premade: Mutex<Vec<Premade>>,
+    /// The attributes of the upper directory before the step ran, if they are not those of a new one.
+    root: Mutex<Option<Attributes>>,
 }
+
+/// The mode, the owner and the group.
+type Attributes = (u32, u32, u32);
 
 /// A directory that was created before the step ran, and its original attributes.
 #[derive(Debug)]
 struct Premade {
     path: PathBuf,
-    attributes: (u32, u32, u32),
+    attributes: Attributes,
 }
 
 impl Staging {
@@ -39,7 +44,7 @@ impl Staging {
         let dir = store.instance().new_tmp();
         let work = dir.with_extension("work");
         make_dir(&dir)?;
-        let staging = Self { store: Arc::clone(store), dir, work, premade: Mutex::default() };
+        let staging = Self { store: Arc::clone(store), dir, work, premade: Mutex::default(), root: Mutex::default() };
         let upper = staging.upper();
         make_dir(&upper)?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(ROOT_MODE)).doing("set the mode of", &upper)?;
@@ -86,6 +91,18 @@ impl Staging {
         Ok(upper.join(relative))
     }
 
+    /// Gives the upper directory the attributes of `model`, which a step sees.
+    ///
+    /// # Errors
+    /// Returns an error if an attribute cannot be read or set.
+    pub(crate) fn imitate_root(&self, model: &Path) -> Result<(), StoreError> {
+        let upper = self.upper();
+        let model = fs::symlink_metadata(model).doing("read", model)?;
+        imitate(&upper, Some(&model)).doing("set the attributes of", &upper)?;
+        *self.root.lock() = Some(attributes(&fs::symlink_metadata(&upper).doing("read", &upper)?));
+        Ok(())
+    }
+
     /// Returns the path of the layer before it is in place, for [`Store::commit`].
     pub(crate) fn home(&self) -> &Path {
         &self.dir
@@ -105,7 +122,15 @@ impl Staging {
             }
         }
         let metadata = fs::symlink_metadata(&upper).doing("read", &upper)?;
-        if metadata.mode() & 0o7777 != ROOT_MODE || is_marked(&upper) {
+        let made = match *self.root.lock() {
+            Some(made) => made,
+            // A new directory belongs to whom its parent belongs to, which no step sees.
+            None => {
+                let parent = fs::symlink_metadata(&self.dir).doing("read", &self.dir)?;
+                (metadata.mode() & !0o7777 | ROOT_MODE, parent.uid(), parent.gid())
+            }
+        };
+        if attributes(&metadata) != made || is_marked(&upper) {
             return Ok(false);
         }
         is_empty(&upper)
@@ -121,7 +146,7 @@ impl Drop for Staging {
 }
 
 /// Returns the mode, the owner and the group.
-pub(super) fn attributes(metadata: &fs::Metadata) -> (u32, u32, u32) {
+pub(super) fn attributes(metadata: &fs::Metadata) -> Attributes {
     (metadata.mode(), metadata.uid(), metadata.gid())
 }
 

@@ -13,7 +13,7 @@ use crate::{
     image::Notes,
     runner::{CacheArg, CacheScope, RunnerError, StepContext, image_notes::StepNotes},
     source::SourceDelta,
-    store::{CacheDir, CacheDirName, IdMap, Staging, Store, StoreError, error::IoContext, staging::imitate},
+    store::{CacheDir, CacheDirName, IdMap, Staging, Store, StoreError, error::IoContext},
 };
 
 /// The arguments that are in no cache key: what a cache directory has is part of no result.
@@ -78,9 +78,7 @@ impl AttachedCache {
         let mut none = None;
         if let Some(top) = lowers.first() {
             // What a step changed about the directory itself persists, too.
-            let upper = staging.upper();
-            let model = fs::symlink_metadata(top).doing("read", top)?;
-            imitate(&upper, Some(&model)).doing("set the attributes of", &upper)?;
+            staging.imitate_root(top)?;
         } else {
             // An overlay needs a lower directory.
             let dir = staging.work().with_extension("none");

@@ -164,9 +164,33 @@ fn many_runs_do_not_pile_up_layers() {
         run(&project, &format!("touch /var/tmp/kept/{at}; rm -f /var/tmp/kept/$(({at} - 2))"), &[]);
     }
     assert_eq!(run(&project, "ls /var/tmp/kept", &[]), ["18", "19"]);
+    assert!((1..=16).contains(&layers(&project)), "{}", layers(&project));
+}
+
+/// Returns the number of layers of the only cache directory.
+fn layers(project: &Project) -> usize {
     let index = rusqlite::Connection::open(project.store.join("index.db")).unwrap();
     let stack: String = index.query_row("SELECT stack FROM cache_dirs", [], |row| row.get(0)).unwrap();
-    assert!((1..=16).contains(&stack.lines().count()), "{stack}");
+    stack.lines().count()
+}
+
+#[test]
+fn what_a_step_changes_about_the_directory_itself_is_kept_once() {
+    let project = Project::new();
+    let look = "stat -c %a:%u /var/tmp/kept";
+    run(&project, "touch /var/tmp/kept/file; chmod 700 /var/tmp/kept", &[]);
+    let before = layers(&project);
+    assert_eq!([run(&project, look, &[]), run(&project, look, &[])], [["700:0"]; 2]);
+    assert_eq!(layers(&project), before, "nothing was changed");
+    run(&project, "chmod 755 /var/tmp/kept", &[]);
+    assert_eq!(run(&project, look, &[]), ["755:0"]);
+    // An ordinary user has no second user for its steps, unless the machine gives it some.
+    if rustix::process::geteuid().is_root() {
+        run(&project, "chown 7 /var/tmp/kept", &[]);
+        assert_eq!([run(&project, look, &[]), run(&project, look, &[])], [["755:7"]; 2]);
+        run(&project, "chown 0 /var/tmp/kept", &[]);
+        assert_eq!(run(&project, look, &[]), ["755:0"]);
+    }
 }
 
 /// Writes a file of the source with a time long ago, as `rsync -t` and `unzip` leave it.
