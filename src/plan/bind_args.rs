@@ -1,8 +1,8 @@
 //! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries` and
 //! `inputs`.
 //!
-//! They are taken out of its `runner_args`, so the runner does not have them. The first two say what a failure
-//! of the step means, and are in no cache key. Inputs are in keys with their contents.
+//! They are taken out of its `runner_args`, so the runner does not have them. The first two say what a
+//! failure of the step means, and are in no cache key. Inputs are in keys with their contents.
 
 use std::collections::BTreeMap;
 
@@ -32,8 +32,8 @@ struct EngineArgs {
     /// How often a command that failed runs again.
     #[schemars(range(min = 0, max = 10))]
     retries: u8,
-    /// Files of other steps that the step gets, read-only: `STEP:/PATH`, and the path at which it gets them. The
-    /// step must wait for them.
+    /// Files of other steps that the step gets, read-only: `STEP:/PATH`, and the path at which it gets them.
+    /// The step must wait for them.
     inputs: BTreeMap<String, String>,
 }
 

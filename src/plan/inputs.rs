@@ -1,8 +1,8 @@
 //! The `inputs` of steps: files of the steps that they wait for.
 //!
-//! Input: entries such as `"shard:/workspace/cov" = "/workspace/cov/1"`. Output: the step, the path there and the
-//! path at which the files are shown, or the reason why that is impossible. The module does not know how the
-//! files get there.
+//! Input: entries such as `"shard:/workspace/cov" = "/workspace/cov/1"`. Output: the step, the path there and
+//! the path at which the files are shown, or the reason why that is impossible. The module does not know how
+//! the files get there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

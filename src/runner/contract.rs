@@ -105,8 +105,8 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
     /// [`inputs`](RunnerCapabilities::inputs), before a cached step is looked up.
     ///
     /// # Errors
-    /// Returns an error if there is no such file or directory, or if it cannot be read. The step is not cached
-    /// then.
+    /// Returns an error if there is no such file or directory, or if it cannot be read. The step is not
+    /// cached then.
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.

@@ -192,5 +192,6 @@ impl<R: Read> Read for Hashing<R> {
 /// Returns whether an error is caused by the path rather than by the machine.
 fn is_about_the_path(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP))
+    // The visitor may read all that the step could. It may not enter the roots of other processes.
+    matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP | Errno::ACCESS))
 }

@@ -21,8 +21,8 @@
 //! ```
 //!
 //! A lookup does not occupy a slot. A step whose failure is allowed (`SoftFail`) counts as passed for the
-//! steps that only depend on it. Those that build in it, or get files of it, have no files then, and are skipped;
-//! such a skip is excused, so it does not fail the build.
+//! steps that only depend on it. Those that build in it, or get files of it, have nothing to start from, and
+//! are skipped; such a skip is excused, so it does not fail the build.
 
 mod memory;
 mod rules;

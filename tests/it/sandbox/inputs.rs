@@ -147,7 +147,7 @@ fn files_are_shown_read_only_and_without_times_and_owners_and_are_in_no_snapshot
         "mkdir -p /opt/out/d; cd /opt/out; echo text > d/f; chmod 600 d/f; chmod 700 d; ln -s d/f link; ln d/f d/g;
         ln -s /etc/hostname /opt/away; ln -s out /opt/to-out; mkfifo fifo; truncate -s 3M sparse";
     let look = "cd /in; cat link d/g file; stat -c '%a %u %Y %h' d/f; stat -c '%a %Y' d; stat -c %s sparse; ls -A;
-        echo x > d/new 2>/dev/null || echo refused; chmod 777 d/f 2>/dev/null || echo refused; test -p fifo && echo fifo";
+        { echo x > d/new; } 2>/dev/null || echo refused; chmod 777 d/f 2>/dev/null || echo refused; test -p fifo && echo fifo";
     let inputs = json!({ "make:/opt/to-out": "/in2", "make:/opt/out": "/in", "make:/opt/out/link": "/file" });
     let steps = [
         step("make", make),
