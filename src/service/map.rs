@@ -169,7 +169,8 @@ mod tests {
             assert_eq!(may_be_retried(&job(&more)), waits, "{more}");
         }
         let at = |state: &str, second: u32| {
-            json!({"state": state, "started_at": format!("2026-01-01T00:00:{second:02}Z"), "retry_policy": policy})
+            let started_at = format!("2026-01-01T00:00:{second:02}Z");
+            json!({"state": state, "started_at": started_at, "retry_policy": policy})
         };
         for (before, now, again) in [
             (at("failed", 1), at("scheduled", 1), true),

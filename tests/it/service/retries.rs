@@ -43,19 +43,15 @@ async fn a_job_that_passes_at_the_second_attempt_is_flaky_however_the_service_ru
     let first = Job { exit_code: Some(7), ..Job::is("a", &["running", "failed"]) }.out("first\n").retried();
     let second = Job { appears: 6, ..Job::passes("a").out("second\n") };
     let passes = |jobs: &[Job]| Script { state: Some("passed"), ..Script::new(jobs.to_vec()) };
-    for script in [passes(&[same_log]), passes(&[new_log]), passes(&[first.clone(), second.clone()]), passes(&[second, first])] {
+    for script in
+        [passes(&[same_log]), passes(&[new_log]), passes(&[first.clone(), second.clone()]), passes(&[second, first])]
+    {
         let here = Here::new();
         let about = format!("{script:?}");
         here.stand_in.script(script);
         let (events, outcome) = here.run(&["a"]).await;
-        let expected = [
-            "start 1",
-            "first",
-            "retry 1: the command exited with 7, Some(7)",
-            "start 2",
-            "second",
-            "end 2: Flaky, 0",
-        ];
+        let expected =
+            ["start 1", "first", "retry 1: the command exited with 7, Some(7)", "start 2", "second", "end 2: Flaky, 0"];
         assert_eq!(course(&events), expected, "{about}");
         assert_eq!(result(&outcome.unwrap()), (BuildStatus::Passed, StepStatus::Flaky, Some(0), 2));
     }
@@ -76,7 +72,8 @@ async fn a_job_whose_attempts_all_fail_has_failed_once() {
 #[tokio::test]
 async fn a_failure_between_two_looks_is_noticed_and_no_line_is_lost() {
     let here = Here::new();
-    let job = Job { states: vec!["running", "running", "scheduled", "running", "running", "passed"], ..twice("passed") };
+    let job =
+        Job { states: vec!["running", "running", "scheduled", "running", "running", "passed"], ..twice("passed") };
     here.stand_in.script(Script::new([job]));
     let (events, outcome) = here.run(&["a"]).await;
     assert_eq!(output(&events, "a"), ["first", "second"]);

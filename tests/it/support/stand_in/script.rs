@@ -243,7 +243,11 @@ impl Build {
 
     pub(super) fn job_to_json(&self, at: usize) -> Value {
         let (job, state) = (&self.script.jobs[at], self.job_state(at));
-        let has_run = job.states.iter().take((self.tick + 1).saturating_sub(job.appears)).any(|state| matches!(*state, "running" | "timing_out"));
+        let has_run = job
+            .states
+            .iter()
+            .take((self.tick + 1).saturating_sub(job.appears))
+            .any(|state| matches!(*state, "running" | "timing_out"));
         let (has_ended, id) = (self.has_ended(at), self.ids[at]);
         // Each attempt starts at a time of its own.
         let later = if self.attempt(at) > 1 { 8 } else { 0 };
