@@ -2,11 +2,12 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{check, play};
 use crate::support::{
-    project::{Ended, Project, ir},
+    project::{Ended, Project, eventually, ir},
     terminal::Terminal,
 };
 
@@ -102,8 +103,10 @@ fn many_steps_take_half_of_the_rows_and_a_narrow_terminal_no_more() {
     let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-j", "30"], |hm| {
         hm.env("NO_COLOR", "1");
     });
+    // The bars of a larger terminal give up their rows.
+    terminal.expect_row("eleven steps", |row| row.starts_with("0/30 steps · … 19 more running"));
     terminal.resize(10, 120);
-    let is_full = |row: &str| row.starts_with("0/30 steps · … ") && row.contains("more running");
+    let is_full = |row: &str| row.starts_with("0/30 steps · … 26 more running");
     terminal.expect_row("the number of running steps", is_full);
     let screen = terminal.expect_row("four steps", |row| row.contains("step-") && row.contains("xxx"));
     let bars = screen.iter().filter(|row| row.contains("step-")).count();
@@ -124,4 +127,68 @@ fn runs_and_their_logs() {
     run(&["docs"]).expect(0);
     play("runs", &project, 0);
     play("logs of a run", &project, 0);
+}
+
+/// Opens a terminal with a step that runs until its file `go` exists, and does not end when it is asked to.
+fn stubborn() -> (Project, Terminal) {
+    let project = Project::with_steps(&[("wait", "trap '' TERM; until [ -e $GO ]; do sleep 0.05; done", None)]);
+    let go = format!("GO={}", project.store.with_file_name("go").display());
+    let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-e", &go], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    (project, terminal)
+}
+
+/// Types Ctrl-C. The terminal of a test controls no session, so it echoes the key but sends no signal.
+#[track_caller]
+fn interrupt(terminal: &mut Terminal) {
+    terminal.keys("\x03");
+    terminal.expect("^C");
+    terminal.signal(Signal::INT);
+}
+
+#[test]
+fn an_interrupt_leaves_no_line_of_a_running_step() {
+    let (project, mut terminal) = stubborn();
+    interrupt(&mut terminal);
+    terminal.expect("cancelling");
+    fs::write(project.store.with_file_name("go"), "").unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("an interrupt", &screen);
+}
+
+#[test]
+fn a_second_interrupt_leaves_the_summary() {
+    let (_project, mut terminal) = stubborn();
+    interrupt(&mut terminal);
+    terminal.expect("cancelling");
+    interrupt(&mut terminal);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("a second interrupt", &screen);
+}
+
+#[test]
+fn after_a_stop_the_lines_are_drawn_below_those_of_the_shell() {
+    let (project, mut terminal) = stubborn();
+    terminal.signal(Signal::STOP);
+    eventually("the stop", || terminal.is_stopped());
+    terminal.keys("\x1a");
+    terminal.expect("^Z");
+    terminal.show("\r\n[1]+  Stopped    hm run\r\n$ fg\r\nhm run\r\n");
+    terminal.signal(Signal::CONT);
+    let has_total = |row: &str| row.starts_with("0/1 steps");
+    let screen = terminal.expect_row("the total", has_total);
+    let shell = screen.iter().position(|row| row == "hm run").expect("the shell's last line");
+    assert_eq!(screen[shell - 2..shell], ["[1]+  Stopped    hm run", "$ fg"], "{screen:#?}");
+    eventually("lines below those of the shell", || {
+        let screen = terminal.screen();
+        screen.len() == shell + 3 && screen[shell + 1].contains("wait ") && has_total(&screen[shell + 2])
+    });
+    fs::write(project.store.with_file_name("go"), "").unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    assert!(screen[shell + 1].starts_with("✓ wait passed"), "{screen:#?}");
 }
