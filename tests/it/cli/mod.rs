@@ -22,6 +22,7 @@ mod lost_blobs;
 mod memory;
 mod outcomes;
 mod output;
+mod plan;
 mod private_files;
 mod published_stream;
 mod python;
