@@ -2,6 +2,7 @@
 
 mod cache;
 mod ci_services;
+mod completions;
 #[cfg(target_os = "linux")]
 mod compressed_logs;
 mod config;
