@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{check, play};
+use super::{check, open, play};
 use crate::support::{
     project::{Ended, Project, eventually, ir},
     terminal::Terminal,
@@ -191,4 +191,82 @@ fn after_a_stop_the_lines_are_drawn_below_those_of_the_shell() {
     let (code, screen) = terminal.end();
     assert_eq!(code, Some(0), "{screen:#?}");
     assert!(screen[shell + 1].starts_with("✓ wait passed"), "{screen:#?}");
+}
+
+#[test]
+fn a_watched_run_runs_again_after_an_edit() {
+    let project = Project::with_steps(&[("greet", "grep hello greeting.txt", None)]);
+    project.file("greeting.txt", "hello\n");
+    project.file(".ignore", "*.log\n");
+    let mut terminal = open("two edits", &project);
+    let runs = |terminal: &Terminal, count: usize| {
+        let is_end = |row: &&String| row.starts_with("watching for edits");
+        eventually(&format!("the end of run {count}"), || terminal.screen().iter().filter(is_end).count() == count);
+    };
+    runs(&terminal, 1);
+    // What is ignored does not count.
+    project.file("step.log", "x");
+    project.file(".hm/out/report", "x");
+    project.file("greeting.txt", "good day\n");
+    runs(&terminal, 2);
+    project.file("greeting.txt", "hello, world\n");
+    runs(&terminal, 3);
+    terminal.signal(Signal::INT);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("two edits", &screen);
+}
+
+#[test]
+fn an_edit_stops_the_run_that_it_outdates() {
+    let project = Project::with_steps(&[("wait", "until grep -q go file; do sleep 0.05; done", None)]);
+    project.file("file", "stop\n");
+    let mut terminal = Terminal::open_with(&project, &["run", "--watch", "--runner", "process"], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    // In a new directory, which was not watched before.
+    project.file("new/dir/file", "x");
+    terminal.expect_row("the second run", |row| row == "new and 2 others changed");
+    terminal.expect_row("the step", |row| row.contains("0/1 steps"));
+    project.file("new/dir/file", "y");
+    terminal.expect_row("the third run", |row| row == "new/dir/file changed");
+    // The pipeline counts, too.
+    project.file(".hm/ci.json", &ir(&[("done", "cat new/dir/file", None)]));
+    terminal.expect_row("the fourth run", |row| row == ".hm/ci.json changed");
+    terminal.expect_row("its end", |row| row.starts_with("watching for edits"));
+    terminal.signal(Signal::TERM);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    let runs = Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout;
+    let runs: Value = serde_json::from_str(&runs).unwrap();
+    let results: Vec<_> = runs.as_array().unwrap().iter().map(|run| run["result"].as_str().unwrap()).collect();
+    assert_eq!(results, ["passed", "cancelled", "cancelled", "cancelled"]);
+}
+
+#[test]
+fn an_interrupt_of_a_watched_run_ends_both() {
+    let (project, terminal) = watched();
+    let mut terminal = terminal;
+    interrupt(&mut terminal);
+    // The terminal of a test has not sent the signal to the run.
+    let child = fs::read_to_string(format!("/proc/{0}/task/{0}/children", terminal.hm.id())).unwrap();
+    let child = rustix::process::Pid::from_raw(child.split_whitespace().next().unwrap().parse().unwrap()).unwrap();
+    rustix::process::kill_process(child, Signal::INT).unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    assert!(screen.last().unwrap().starts_with("── cancelled: 1 cancelled"), "{screen:#?}");
+    drop(project);
+    let stdin = Ended::of(&mut Project::new().hm(&["run", "--watch", "-f", "-"])).expect(2);
+    assert!(stdin.stderr.contains("hint: pass `-f FILE`"), "{}", stdin.stderr);
+}
+
+/// Opens a terminal with a watched run whose step does not end.
+fn watched() -> (Project, Terminal) {
+    let project = Project::with_steps(&[("wait", "sleep 600", None)]);
+    let mut terminal = Terminal::open_with(&project, &["run", "--watch", "--runner", "process"], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    (project, terminal)
 }
