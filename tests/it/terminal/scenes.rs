@@ -48,6 +48,7 @@ fn passed_and_cached() {
     project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
     if play("first run", &project, 0).is_some() {
         play("cached run", &project, 0);
+        play("a plan", &project, 0);
     }
 }
 
@@ -90,6 +91,14 @@ fn a_timeout() {
     let project = Project::with_steps(&[("wait", "echo waiting for the database >&2; sleep 600", None)]);
     let Some(screen) = play("a timeout", &project, 124) else { return };
     check_last_lines(&screen, &["TIMED OUT  wait", "exit 124", "waiting for the database"]);
+}
+
+#[test]
+fn out_of_memory() {
+    let command = "echo linking >&2; exec tail /dev/zero";
+    let project = project(&[("link", "Link", command, json!({ "memory": "64m" }))], json!([]));
+    let Some(screen) = play("out of memory", &project, 1) else { return };
+    check_last_lines(&screen, &["OUT OF MEMORY  Link (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
 }
 
 #[test]
@@ -191,6 +200,22 @@ fn after_a_stop_the_lines_are_drawn_below_those_of_the_shell() {
     let (code, screen) = terminal.end();
     assert_eq!(code, Some(0), "{screen:#?}");
     assert!(screen[shell + 1].starts_with("✓ wait passed"), "{screen:#?}");
+}
+
+#[test]
+fn logs_of_a_live_run_in_a_second_terminal() {
+    let project = Project::with_steps(&[("build", "echo one; until [ -e $GO ]; do sleep 0.05; done; echo two", None)]);
+    let go = project.store.with_file_name("go");
+    let variable = format!("GO={}", go.display());
+    let mut first = Terminal::open_with(&project, &["run", "--runner", "process", "-e", &variable], |_| {});
+    first.expect_row("the step", |row| row.contains("build "));
+    let mut second = open("logs of a live run", &project);
+    second.expect_row("the first line", |row| row == "one");
+    fs::write(go, "").unwrap();
+    let (code, screen) = second.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    check("logs of a live run", &screen);
+    assert_eq!(first.end().0, Some(0));
 }
 
 #[test]
