@@ -5,7 +5,7 @@
 //! scans of the tree, which also have the rules of what is ignored. So nothing is missed if events are lost.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 use tokio::{
-    io::unix::AsyncFd,
+    io::{Interest, unix::AsyncFd},
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
@@ -67,7 +67,7 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
     dirs.extend(source.hm_dir);
     if let Some(file) = &args.source.file
         && let Some(dir) = file.canonicalize().ok().as_deref().and_then(Path::parent)
-        && (dir.ends_with(".hm") || !dir.starts_with(&dirs[0]))
+        && (dir.file_name() == Some(OsStr::new(".hm")) || !dir.starts_with(&dirs[0]))
     {
         // A source is watched without its `.hm`.
         dirs.push(dir.to_owned());
@@ -161,6 +161,10 @@ fn signal(child: &Child, signal: Signal) {
     }
 }
 
+fn unreadable(error: StoreError) -> Failure {
+    Failure::infrastructure("failed to read the source directory").because(error)
+}
+
 /// Notices edits.
 struct Edits {
     watched: Watched,
@@ -177,13 +181,14 @@ impl Edits {
         let failed = |error: io::Error| Failure::infrastructure("failed to watch files").because(error);
         let events =
             inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
-        let events = AsyncFd::new(events).map_err(failed)?;
+        #[allow(deprecated, reason = "tokio's successor is unsafe, for descriptors that change; an `OwnedFd` does not")]
+        let events = AsyncFd::with_interest(events, Interest::READABLE).map_err(failed)?;
         let mut edits =
             Self { watched, events, seen: SourceScan::default(), last_scan: Instant::now(), is_stale: false };
-        edits.seen = edits.scan()?;
+        edits.seen = edits.scan().map_err(unreadable)?;
         edits.watch()?;
         // What was written before it was watched.
-        edits.seen = edits.scan()?;
+        edits.seen = edits.scan().map_err(unreadable)?;
         edits.watch()?;
         Ok(edits)
     }
@@ -206,10 +211,13 @@ impl Edits {
             }
             let pause = (self.last_scan + BETWEEN_SCANS).saturating_duration_since(Instant::now());
             sleep(pause).await;
-            // A tree that changes during its scan is scanned again after the next event.
-            self.is_stale = false;
             self.last_scan = Instant::now();
-            let Ok(scan) = self.scan() else { continue };
+            let scan = match self.scan() {
+                // It changes at this moment.
+                Err(StoreError::SourceChanged { .. }) => continue,
+                scan => scan.map_err(unreadable)?,
+            };
+            self.is_stale = false;
             let mut edited = scan.edits_since(&self.seen);
             edited.retain(|path| self.watched.results.as_ref().is_none_or(|results| !path.starts_with(results)));
             if !edited.is_empty() {
@@ -236,12 +244,10 @@ impl Edits {
         Ok(())
     }
 
-    fn scan(&self) -> Outcome<SourceScan> {
-        let unreadable =
-            |error: StoreError| Failure::infrastructure("failed to read the source directory").because(error);
+    fn scan(&self) -> Result<SourceScan, StoreError> {
         let mut all = SourceScan::default();
         for dir in &self.watched.dirs {
-            all.extend(SourceScan::of(dir, &self.watched.store).map_err(unreadable)?);
+            all.extend(SourceScan::of(dir, &self.watched.store)?);
         }
         Ok(all)
     }
