@@ -85,6 +85,8 @@ enum Command {
     Config(commands::config::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
+    #[command(hide = true)]
+    Man(commands::man::Args),
     /// Print the version
     Version,
 }
@@ -102,6 +104,7 @@ fn parse_args() -> Cli {
 fn main() -> ExitCode {
     // This comes first because the process may be the helper of a runner, started again.
     runners::init();
+    commands::completions::answer();
     hm_exec::open_files::raise_limit();
     let Cli { global, command } = parse_args();
     reporter::style::choose_colors(if global.no_color { ColorChoice::Never } else { global.color });
@@ -133,6 +136,7 @@ fn main() -> ExitCode {
         Command::Config(args) => commands::config::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args),
         Command::Version => commands::print(concat!("hm ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     done.unwrap_or_else(|failure| failure.report())

@@ -2,6 +2,7 @@
 
 mod cache;
 mod ci_services;
+mod completions;
 #[cfg(target_os = "linux")]
 mod compressed_logs;
 mod config;
@@ -22,6 +23,7 @@ mod lost_blobs;
 mod memory;
 mod outcomes;
 mod output;
+mod plan;
 mod private_files;
 mod published_stream;
 mod python;

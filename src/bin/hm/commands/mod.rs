@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod flaky;
 pub(crate) mod init;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod pipelines;
 pub(crate) mod plan;
 pub(crate) mod render;

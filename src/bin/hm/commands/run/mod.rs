@@ -3,6 +3,7 @@
 mod next_commands;
 mod service;
 mod short_help;
+mod watch;
 
 use std::{
     future::Future,
@@ -59,6 +60,7 @@ Examples:
   hm render ci | hm run -f - -d ../src   run a pipeline from stdin on another source directory
   hm run ci unit lint                    run two steps of pipeline ci, and what they need
   hm run ci --failed                     run what did not pass in the last run
+  hm run ci unit --watch                 run a step again after every edit
   hm run --refresh apt-base              run this step, and the steps that build in it, again
   hm run --secret TOKEN=file:token.txt   provide a secret at /run/secrets/TOKEN
 
@@ -123,6 +125,10 @@ pub(crate) struct Args {
     /// Print what would run, as `hm plan` does, and run nothing
     #[arg(long)]
     dry_run: bool,
+
+    /// Run again after every edit of the source or the pipelines; a run in progress is stopped then
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
 
     #[command(flatten)]
     bind: BindArgs,
@@ -232,6 +238,9 @@ enum End {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    if args.watch {
+        return watch::run(args);
+    }
     if args.dry_run {
         let is_json = args.format.is_some_and(Format::is_json);
         let format = if is_json { AnswerFormat::Json } else { AnswerFormat::Text };
