@@ -96,9 +96,9 @@ fn a_timeout() {
 #[test]
 fn out_of_memory() {
     let command = "echo linking >&2; exec tail /dev/zero";
-    let project = project(&[("link", "Link", command, json!({ "memory": "64m" }))], json!([]));
+    let project = project(&[("link", "Linker", command, json!({ "memory": "64m" }))], json!([]));
     let Some(screen) = play("out of memory", &project, 1) else { return };
-    check_last_lines(&screen, &["OUT OF MEMORY  Link (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
+    check_last_lines(&screen, &["OUT OF MEMORY  Linker (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn cells(row: &Row<'_>, shown: &Shown<'_>, style: Style) -> Vec<String> {
     let Row { step, branch, .. } = row;
     let key = text::clean(step.key);
     let name = match step.label {
-        Some(label) if label != step.key => format!("{} ({key})", text::clean(label)),
+        Some(label) if !label.eq_ignore_ascii_case(step.key) => format!("{} ({key})", text::clean(label)),
         _ => key,
     };
     let mut cells = vec![format!("{branch}{}", style.name(&name))];
