@@ -14,6 +14,7 @@ mod policy;
 mod prediction;
 mod project;
 mod shared;
+mod step_inputs;
 mod why;
 
 pub(crate) use build::is_young;
@@ -29,4 +30,5 @@ pub use policy::Cacheable;
 pub use prediction::Prediction;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
+pub(crate) use step_inputs::{StepInputPart, StepInputs};
 pub use why::{Explanation, WhyError, explain, key_of};

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Dag, LeftOutArg, StepIndex, StepTable};
+use super::{Dag, LeftOutArg, PlannedInput, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
     model::OutcomeRules,
@@ -53,6 +53,8 @@ pub struct BoundPlan {
     pub timeout: Option<Duration>,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The files of other steps that steps get.
+    pub inputs: BTreeMap<StepIndex, Vec<PlannedInput>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
@@ -80,13 +82,22 @@ impl BoundPlan {
     #[must_use]
     pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
         let bound = self.step(step);
-        if is_published || self.keep || bound.has_foreign_children {
+        if is_published || self.keep || bound.has_foreign_children || bound.is_input {
             SnapshotUse::Anywhere
         } else if bound.has_lineage_children {
             SnapshotUse::SameRunner
         } else {
             SnapshotUse::None
         }
+    }
+
+    /// Returns the steps that get files of each step.
+    pub(crate) fn takers(&self) -> BTreeMap<StepIndex, Vec<StepIndex>> {
+        let mut takers: BTreeMap<StepIndex, Vec<StepIndex>> = BTreeMap::new();
+        for (taker, inputs) in &self.inputs {
+            inputs.iter().for_each(|input| takers.entry(input.step).or_default().push(*taker));
+        }
+        takers
     }
 
     /// Returns what a step boots from: the snapshot of its lineage parent, or its image if it has none.
@@ -125,8 +136,8 @@ pub enum SnapshotUse {
     None,
     /// For steps on the same runner in this build. The runner may commit in a form of its own.
     SameRunner,
-    /// For something other than the runner's own steps in this build: a child on another runner, the cache,
-    /// or the user.
+    /// For something other than the runner's own steps in this build: a child on another runner, a step that
+    /// gets files of it, the cache, or the user.
     Anywhere,
 }
 
@@ -171,6 +182,8 @@ pub struct BoundStep {
     pub has_lineage_children: bool,
     /// Whether one of them runs on another runner.
     pub has_foreign_children: bool,
+    /// Whether a step gets files of this one.
+    pub is_input: bool,
     /// Whether the step runs regardless of the cache.
     pub is_refreshed: bool,
 }

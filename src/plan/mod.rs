@@ -9,6 +9,7 @@ mod bind_args;
 mod bound;
 mod builder;
 mod dag;
+mod inputs;
 mod nearest;
 mod step_tables;
 
@@ -20,6 +21,7 @@ pub use bind_args::engine_args_schema;
 pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
 pub use builder::{PlanBuilder, Step};
 pub use dag::{Dag, Link};
+pub use inputs::PlannedInput;
 pub use step_tables::{FromTable, InvalidGlob, LeftOutArg, StepTable, TableArg, table_args};
 
 use crate::ir::{self, Draft, InvalidPipeline, Pipeline, ProblemKind, ProblemPlace, Problems, Validated};

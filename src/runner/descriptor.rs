@@ -49,6 +49,8 @@ pub struct RunnerCapabilities {
     pub private_network: bool,
     /// Mounts the cache directories of a step's `runner_args`: [`Limits::caches`](super::Limits).
     pub cache_dirs: bool,
+    /// Shows files of other steps to a step, read-only: [`ExecutorInput::inputs`](super::ExecutorInput).
+    pub inputs: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

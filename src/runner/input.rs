@@ -71,6 +71,37 @@ pub struct ExecutorInput {
     /// The snapshot of the `builds_in` parent. If set, the step boots from it instead of its image.
     #[serde(default)]
     pub parent_snapshot: Option<SnapshotRef>,
+    /// The files of other steps that the step gets. Only runners with the capability
+    /// [`inputs`](super::RunnerCapabilities::inputs) receive any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputFiles>,
+}
+
+/// A file or directory of another step that a step gets, read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct InputFiles {
+    /// The key of the other step, for messages.
+    pub step: Arc<str>,
+    /// Its snapshot, which is one of store layers.
+    pub snapshot: SnapshotRef,
+    /// The path there: absolute.
+    pub path: Arc<str>,
+    /// The path at which the step gets it: absolute.
+    pub target: Arc<str>,
+}
+
+impl InputFiles {
+    /// Describes what is at `path` in the snapshot of the step `step`. It is shown at `target`.
+    #[must_use]
+    pub fn new(
+        (step, snapshot): (impl Into<Arc<str>>, SnapshotRef),
+        path: impl Into<Arc<str>>,
+        target: impl Into<Arc<str>>,
+    ) -> Self {
+        Self { step: step.into(), snapshot, path: path.into(), target: target.into() }
+    }
 }
 
 impl ExecutorInput {
@@ -87,6 +118,7 @@ impl ExecutorInput {
             step_id,
             cache_lookup: CacheDecision::MissNoCommit,
             parent_snapshot: None,
+            inputs: Vec::new(),
         }
     }
 

@@ -15,7 +15,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     attempt::{self, Control, Supervised},
-    boot::{Boot, BootContext, LayerDirs},
+    boot::{Boot, BootContext, LayerDirs, commit},
     cache_dirs::{self, AttachedCache},
     cgroup::Limited,
     checks,
@@ -30,10 +30,11 @@ use crate::{
     model::SnapshotRef,
     network::{Networks, resolver_config},
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
         machine_memory::MemoryWatch,
     },
+    source::RunSource,
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
@@ -314,6 +315,7 @@ impl SandboxRunner {
             let sink = own_network::journal(&ctx.event_bus, input.step_id);
             let (mut boot, network) =
                 tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits, sink))?;
+            self.bring_inputs(&store, ctx, &input, &mut boot).await?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
@@ -416,6 +418,10 @@ impl StepRunner for SandboxRunner {
         self.boxed_cache_identity(image).await
     }
 
+    async fn input_digest(&self, source: &RunSource, input: &InputFiles) -> Result<[u8; 32], RunnerError> {
+        self.boxed_input_digest(source, input).await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
             grace: true,
@@ -430,6 +436,7 @@ impl StepRunner for SandboxRunner {
             network: true,
             private_network: true,
             cache_dirs: true,
+            inputs: true,
             images: ImageSupport::All,
         }
     }
@@ -472,16 +479,6 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
         ));
     }
     Ok(code)
-}
-
-/// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.
-pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-    let doing = "commit the step's layer";
-    if !boot.merges() {
-        return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
-    }
-    let store = Arc::clone(store);
-    RunnerError::blocking(doing, move || Ok(boot.commit(&store)?)).await
 }
 
 /// Returns the command's variables. The step's own override the image's, which override the defaults.

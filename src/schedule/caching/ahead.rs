@@ -1,6 +1,7 @@
 //! Looking ahead: which steps will be found, and which of their results must be whole.
 //!
-//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked.
+//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked. A
+//! result whose files another step gets is always checked: whether that step runs is not known yet.
 //! So a step that is found is looked up together with the cached steps that build on it, in one read of the
 //! index. From the top down, a result is checked if one of the steps that boot from it is not found. If it is
 //! damaged, its step will run, and the result below it must be whole in turn. All this is settled before the
@@ -46,7 +47,7 @@ pub(in crate::schedule) struct Expected {
     found: Option<Found>,
     /// The index of the step that it boots from.
     parent: Option<usize>,
-    /// Whether a step that runs boots from it.
+    /// Whether a step that runs boots from it, or a step may get files of it.
     is_needed: bool,
 }
 
@@ -62,7 +63,8 @@ impl<R> Caching<'_, R> {
         let mut steps = Vec::new();
         cache.read(|get| {
             let found = get(request)?;
-            steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed: false });
+            let is_needed = self.plan.step(step).is_input;
+            steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed });
             let mut at = 0;
             while at < steps.len() {
                 let Expected { step, found, .. } = &steps[at];
@@ -75,7 +77,8 @@ impl<R> Caching<'_, R> {
                     match self.request_over(child, &snapshot, &modes, cache) {
                         Some(request) => {
                             let (key, found) = (request.key, get(request));
-                            steps.push(Expected { step: child, key, found, parent: Some(at), is_needed: false });
+                            let is_needed = self.plan.step(child).is_input;
+                            steps.push(Expected { step: child, key, found, parent: Some(at), is_needed });
                         }
                         None => steps[at].is_needed = true,
                     }
@@ -97,7 +100,8 @@ impl<R> Caching<'_, R> {
         cache: &BuildCache,
     ) -> Option<LookupRequest> {
         let bound = self.plan.step(step);
-        if bound.is_refreshed || !is_cached(self.plan, step) {
+        // The files of other steps are not known yet.
+        if bound.is_refreshed || !is_cached(self.plan, step) || self.plan.inputs.contains_key(&step) {
             return None;
         }
         let (mode, inputs) = (modes.get(&bound.runner)?, self.inputs.get(step)?.ok()?);
@@ -108,6 +112,7 @@ impl<R> Caching<'_, R> {
             project: cache.project(),
             source_times: cache.source_times(),
             inputs: inputs.as_ref(),
+            step_inputs: None,
         };
         Some(LookupRequest { key: key_of(self.plan, step, dsl_key, &context), max_age })
     }

@@ -14,6 +14,8 @@ pub(super) struct KeyContext<'a> {
     pub(super) project: &'a ProjectId,
     pub(super) source_times: SourceTimes,
     pub(super) inputs: Option<&'a [u8; 32]>,
+    /// The digest of the files of other steps.
+    pub(super) step_inputs: Option<&'a [u8; 32]>,
 }
 
 /// Returns whether `step` is looked up in a cache, if there is one.
@@ -23,7 +25,7 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, source_times, inputs } = *context;
+    let KeyContext { base, mode, project, source_times, inputs, step_inputs } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
     let runner_args = runner.args.in_keys(bound.step.runner_args.as_ref());
     let parts = KeyParts {
@@ -40,6 +42,7 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
         project: project.as_str(),
         source_times,
         inputs,
+        step_inputs,
     };
     parts.key()
 }

@@ -6,18 +6,19 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    CachingScope,
+    CachingScope, caught, fan_in,
     inputs::Inputs,
     key::{KeyContext, is_cached, key_of},
     lookup::{IdentityAnswer, IdentityQuery, identity},
 };
 use crate::{
     cache::{
-        BasePart, BaseRecord, BuildCache, CacheVerdict, Cacheable, KeyRecord, LookupRequest, Prediction, is_young,
+        BasePart, BaseRecord, BuildCache, CacheVerdict, Cacheable, KeyRecord, LookupRequest, Prediction, StepInputs,
+        is_young,
     },
-    model::{CacheMissReason, StepIndex},
-    plan::Base,
-    runner::{CacheIdentity, RunnerSet},
+    model::{CacheMissReason, SnapshotRef, StepIndex},
+    plan::{Base, BoundPlan},
+    runner::{CacheIdentity, InputFiles, RunnerSet},
 };
 
 /// What is known of a step after its lookup.
@@ -44,7 +45,22 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         if is_cached(plan, step) && !identities.contains_key(&query) {
             identities.insert(query, identity(runners, scope.probe_limit, query).await);
         }
-        let expected = look_up(step, scope, identities.get(&query), (&inputs, &known), &mut records);
+        let files = match files_of(step, plan, &known) {
+            Files::None => Ok(None),
+            Files::Known(files) => {
+                let read = fan_in::read(runners, (plan.step(step).runner, scope.archives), files);
+                let panicked = |()| Err(Arc::from("the runner panicked; this is a bug in the runner"));
+                caught(read).await.unwrap_or_else(panicked).map(Some)
+            }
+            Files::Unknown(parent) => {
+                let prediction = Prediction::ParentRuns { parent: plan.step(parent).step.key.to_string() };
+                known.insert(step, Expected { prediction, snapshot: None });
+                continue;
+            }
+        };
+        let own = inputs.get(step).unwrap_or_else(|| Err("its inputs are not known".into()));
+        let inputs = own.and_then(|own| Ok((own, files?)));
+        let expected = look_up(step, scope, (identities.get(&query), inputs), &known, &mut records);
         known.insert(step, expected);
     }
     let mut predictions: Vec<Prediction> = known.into_values().map(|expected| expected.prediction).collect();
@@ -59,12 +75,36 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
     predictions
 }
 
+/// The files of other steps that a cached step gets.
+enum Files {
+    None,
+    Known(Vec<InputFiles>),
+    /// This step runs, so its files are not known.
+    Unknown(StepIndex),
+}
+
+fn files_of(step: StepIndex, plan: &BoundPlan, known: &BTreeMap<StepIndex, Expected>) -> Files {
+    let Some(inputs) = plan.inputs.get(&step).filter(|_| is_cached(plan, step)) else { return Files::None };
+    let mut files = Vec::new();
+    for input in inputs {
+        let Some(snapshot) = known.get(&input.step).and_then(|expected| expected.snapshot.clone()) else {
+            return Files::Unknown(input.step);
+        };
+        let key = Arc::clone(&plan.step(input.step).step.key);
+        files.push(InputFiles::new((key, SnapshotRef(snapshot)), Arc::clone(&input.path), Arc::clone(&input.target)));
+    }
+    Files::Known(files)
+}
+
+/// What the key of a step has of files: the digest of those in the source, and those of other steps.
+type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>), Arc<str>>;
+
 /// Looks up one step, whose parents are in `known`.
 fn look_up(
     step: StepIndex,
     scope: CachingScope<'_>,
-    identity: Option<&IdentityAnswer>,
-    (inputs, known): (&Inputs<'_>, &BTreeMap<StepIndex, Expected>),
+    (identity, inputs): (Option<&IdentityAnswer>, InputsOfStep),
+    known: &BTreeMap<StepIndex, Expected>,
     records: &mut Vec<KeyRecord>,
 ) -> Expected {
     let CachingScope { plan, cache, .. } = scope;
@@ -99,17 +139,19 @@ fn look_up(
         }
         (Base::Image(_), None) => return unavailable("the runner does not report the identity of the image"),
     };
-    let inputs = match inputs.get(step) {
-        Some(Ok(inputs)) => inputs,
-        Some(Err(message)) => return unavailable(&message),
-        None => return unavailable("its inputs are not known"),
+    let (inputs, step_inputs) = match inputs {
+        Ok(inputs) => inputs,
+        Err(message) => return unavailable(&message),
     };
+    let digest = step_inputs.as_ref().map(|inputs| inputs.digest());
     let part = match &base {
         BaseRecord::Image { identity, .. } => BasePart::Image(identity),
         BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
     };
     let (project, source_times) = (cache.project(), cache.source_times());
-    let context = KeyContext { base: part, mode, project, source_times, inputs: inputs.as_ref() };
+    let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
+    let context =
+        KeyContext { base: part, mode, project, source_times, inputs: inputs_part, step_inputs: step_inputs_part };
     let key = key_of(plan, step, policy.dsl_key, &context);
     let reason = match find(cache, LookupRequest { key, max_age: policy.max_age }) {
         Ok(expected) => return expected,
@@ -126,6 +168,7 @@ fn look_up(
         mode: Arc::clone(mode),
         runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
         inputs,
+        step_inputs,
         verdict: CacheVerdict::Miss { reason, message: None },
     });
     runs(Prediction::Missed { reason, message: None, differences: Vec::new() })

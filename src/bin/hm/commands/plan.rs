@@ -10,7 +10,7 @@ use hm_exec::{
     Plan, RunnerSet,
     cache::Prediction,
     ir::EdgeKind,
-    plan::{self, BindOptions, BoundPlan, SoftFail, StepIndex},
+    plan::{self, BindOptions, BoundPlan, PlannedInput, SoftFail, StepIndex},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -82,6 +82,8 @@ struct ShownStep<'a> {
     retries: u8,
     /// Whether the build allows failures of the step: all, or those with these exit codes.
     soft_fail: ShownSoftFail<'a>,
+    /// The files of other steps that the step gets.
+    inputs: Vec<ShownInput<'a>>,
     /// The arguments of the step, by name: from the pipeline, from files and from options.
     arguments: BTreeMap<String, ShownArgument>,
     cmd: &'a str,
@@ -90,6 +92,13 @@ struct ShownStep<'a> {
     prediction: Option<&'a Prediction>,
     /// How long it took when it last ran.
     last_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownInput<'a> {
+    step: &'a str,
+    path: &'a str,
+    target: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -201,6 +210,7 @@ fn show<'a>(
 ) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let input = |it: &'a PlannedInput| ShownInput { step: key(it.step), path: &it.path, target: &it.target };
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
         let outcomes = bound.outcomes.get(&index);
@@ -225,6 +235,7 @@ fn show<'a>(
                 Some(SoftFail::Codes(codes)) => ShownSoftFail::Codes(codes),
                 soft_fail => ShownSoftFail::All(soft_fail == Some(&SoftFail::Any)),
             },
+            inputs: bound.inputs.get(&index).into_iter().flatten().map(input).collect(),
             arguments: arguments(index),
             cmd: &step.step.cmd,
             env: &step.env,

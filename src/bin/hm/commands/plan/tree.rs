@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use hm_exec::{cache::Prediction, event::CacheMissReason};
 
-use super::{Shown, ShownArgument, ShownSoftFail, ShownStep};
+use super::{Shown, ShownArgument, ShownInput, ShownSoftFail, ShownStep};
 use crate::{
     commands::{table, why},
     reporter::{style::Style, text},
@@ -30,6 +30,10 @@ pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, style: Style) -> String 
     out.push('\n');
     for (row, line) in rows.iter().zip(table(&cells).lines()) {
         out.push_str(&format!("{line}\n"));
+        for ShownInput { step, path, target } in &row.step.inputs {
+            let line = text::clean(&format!("{target}: {path} of step {step}"));
+            out.push_str(&format!("{}  {line}\n", row.below));
+        }
         if is_verbose {
             for (name, ShownArgument { value, from }) in &row.step.arguments {
                 out.push_str(&format!("{}  {}\n", row.below, text::clean(&format!("{name} = {value} ({from})"))));
