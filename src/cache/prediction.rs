@@ -35,8 +35,8 @@ pub enum Prediction {
     NotCached,
     /// The user requested that it runs.
     Refreshed,
-    /// A step that it builds in, or whose files it gets, runs, so its key is not known yet. It runs, too, unless
-    /// those files come out the same.
+    /// A step that it builds in, or whose files it gets, runs, so its key is not known yet. It runs, too,
+    /// unless those files come out the same.
     ParentRuns {
         /// The key of that step.
         parent: String,
