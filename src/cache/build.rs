@@ -272,8 +272,8 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// Returns how steps that are not found differ from the last runs that looked them up, by key. What cannot
-    /// be read explains nothing.
+    /// Returns how steps that are not found differ from the last runs that looked them up, by key. What
+    /// cannot be read explains nothing.
     pub(crate) async fn differences(&self, records: Vec<KeyRecord>) -> BTreeMap<String, Vec<Difference>> {
         let Ok((store, _)) = &self.store else { return BTreeMap::new() };
         let store = Arc::clone(store);

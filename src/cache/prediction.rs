@@ -35,7 +35,8 @@ pub enum Prediction {
     NotCached,
     /// The user requested that it runs.
     Refreshed,
-    /// The step that it builds in runs, so it runs, too.
+    /// A step that it builds in, or whose files it gets, runs, so its key is not known yet. It runs, too,
+    /// unless those files come out the same.
     ParentRuns {
         /// The key of that step.
         parent: String,
@@ -83,9 +84,9 @@ pub(super) fn differences_from_last(
             if !found.contains_key(key)
                 && let (Some(old), Some(new)) = (before.step(key), now.step(key))
             {
-                let mut all = differences((&before, old), (&now, new));
-                all.extend(input_differences(before.step_inputs(key), now.step_inputs(key)));
-                found.insert(key.to_owned(), all);
+                let mut different = differences((&before, old), (&now, new));
+                different.extend(input_differences(before.step_inputs(key), now.step_inputs(key)));
+                found.insert(key.to_owned(), different);
             }
         }
         if found.len() == records.len() {

@@ -144,8 +144,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     /// records nothing. A remote cache is not asked, and layers are not checked.
     ///
     /// # Errors
-    /// Returns an error if the thread that opens the store panics. What cannot be read is a reason for steps to
-    /// run.
+    /// Returns an error if the thread that opens the store panics. What cannot be read is a reason for steps
+    /// to run.
     pub async fn predict(&self) -> Result<Vec<Prediction>, BackendError> {
         let Self { engine, request, plan } = self;
         let identity = RunIdentity {

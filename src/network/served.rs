@@ -13,6 +13,7 @@ use std::{
 use futures_util::FutureExt as _;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
     net::SocketFlags,
 };
 use tokio::{
@@ -72,7 +73,9 @@ impl Devices {
 /// Returns whether a device has a packet, or is broken.
 pub(super) fn has_packets(tun: &OwnedFd) -> io::Result<bool> {
     let mut ready = [PollFd::new(tun, PollFlags::IN)];
-    Ok(poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
+    // A signal with a handler interrupts even a poll that does not wait.
+    let ready = retry_on_intr(|| poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    Ok(ready > 0)
 }
 
 /// What the tasks of a step share.

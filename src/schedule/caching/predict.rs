@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    CachingScope, fan_in,
+    CachingScope, caught, fan_in,
     inputs::Inputs,
     key::{KeyContext, is_cached, key_of},
     lookup::{IdentityAnswer, IdentityQuery, identity},
@@ -17,7 +17,7 @@ use crate::{
         is_young,
     },
     model::{CacheMissReason, SnapshotRef, StepIndex},
-    plan::{Base, PlannedInput},
+    plan::{Base, BoundPlan},
     runner::{CacheIdentity, InputFiles, RunnerSet},
 };
 
@@ -45,10 +45,22 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         if is_cached(plan, step) && !identities.contains_key(&query) {
             identities.insert(query, identity(runners, scope.probe_limit, query).await);
         }
-        let expected = match step_inputs(runners, scope, step, &known).await {
-            Ok(files) => look_up(step, scope, identities.get(&query), (&inputs, &files, &known), &mut records),
-            Err(expected) => expected,
+        let files = match files_of(step, plan, &known) {
+            Files::None => Ok(None),
+            Files::Known(files) => {
+                let read = fan_in::read(runners, (plan.step(step).runner, scope.archives), files);
+                let panicked = |()| Err(Arc::from("the runner panicked; this is a bug in the runner"));
+                caught(read).await.unwrap_or_else(panicked).map(Some)
+            }
+            Files::Unknown(parent) => {
+                let prediction = Prediction::InputRuns { step: plan.step(parent).step.key.to_string() };
+                known.insert(step, Expected { prediction, snapshot: None });
+                continue;
+            }
         };
+        let own = inputs.get(step).unwrap_or_else(|| Err("its inputs are not known".into()));
+        let inputs = own.and_then(|own| Ok((own, files?)));
+        let expected = look_up(step, scope, (identities.get(&query), inputs), &known, &mut records);
         known.insert(step, expected);
     }
     let mut predictions: Vec<Prediction> = known.into_values().map(|expected| expected.prediction).collect();
@@ -63,46 +75,45 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
     predictions
 }
 
-/// Returns the files of other steps that a cached step gets, or the prediction if they are not known. They are
-/// read from the results in the cache unless the store has their digests.
-async fn step_inputs<R: RunnerSet>(
-    runners: &R,
-    scope: CachingScope<'_>,
-    step: StepIndex,
-    known: &BTreeMap<StepIndex, Expected>,
-) -> Result<Option<Arc<StepInputs>>, Expected> {
-    let plan = scope.plan;
-    let Some(inputs) = plan.inputs.get(&step).filter(|_| is_cached(plan, step)) else { return Ok(None) };
-    let mut files = Vec::new();
-    for PlannedInput { step: other, path, target, .. } in inputs {
-        let key = &plan.step(*other).step.key;
-        let Some(snapshot) = known.get(other).and_then(|other| other.snapshot.as_deref()) else {
-            return Err(Expected { prediction: Prediction::InputRuns { step: key.to_string() }, snapshot: None });
-        };
-        let of = (Arc::clone(key), SnapshotRef::from(snapshot));
-        files.push(InputFiles::new(of, Arc::clone(path), Arc::clone(target)));
-    }
-    let runner = plan.step(step).runner;
-    fan_in::read(runners, (runner, scope.archives), files).await.map(Some).map_err(|message| unavailable(&message))
+/// The files of other steps that a cached step gets.
+enum Files {
+    None,
+    Known(Vec<InputFiles>),
+    /// This step runs, so its files are not known.
+    Unknown(StepIndex),
 }
 
-fn unavailable(message: &str) -> Expected {
-    let reason = CacheMissReason::Unavailable;
-    let prediction = Prediction::Missed { reason, message: Some(message.into()), differences: Vec::new() };
-    Expected { prediction, snapshot: None }
+fn files_of(step: StepIndex, plan: &BoundPlan, known: &BTreeMap<StepIndex, Expected>) -> Files {
+    let Some(inputs) = plan.inputs.get(&step).filter(|_| is_cached(plan, step)) else { return Files::None };
+    let mut files = Vec::new();
+    for input in inputs {
+        let Some(snapshot) = known.get(&input.step).and_then(|expected| expected.snapshot.clone()) else {
+            return Files::Unknown(input.step);
+        };
+        let key = Arc::clone(&plan.step(input.step).step.key);
+        files.push(InputFiles::new((key, SnapshotRef(snapshot)), Arc::clone(&input.path), Arc::clone(&input.target)));
+    }
+    Files::Known(files)
 }
+
+/// What the key of a step has of files: the digest of those in the source, and those of other steps.
+type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>), Arc<str>>;
 
 /// Looks up one step, whose parents are in `known`.
 fn look_up(
     step: StepIndex,
     scope: CachingScope<'_>,
-    identity: Option<&IdentityAnswer>,
-    (inputs, files, known): (&Inputs<'_>, &Option<Arc<StepInputs>>, &BTreeMap<StepIndex, Expected>),
+    (identity, inputs): (Option<&IdentityAnswer>, InputsOfStep),
+    known: &BTreeMap<StepIndex, Expected>,
     records: &mut Vec<KeyRecord>,
 ) -> Expected {
     let CachingScope { plan, cache, .. } = scope;
     let bound = plan.step(step);
     let runs = |prediction| Expected { prediction, snapshot: None };
+    let unavailable = |message: &str| {
+        let reason = CacheMissReason::Unavailable;
+        runs(Prediction::Missed { reason, message: Some(message.into()), differences: Vec::new() })
+    };
     let (Some(cache), Some(policy), Some(identity)) = (cache, Cacheable::of(&bound.step), identity) else {
         return runs(Prediction::NotCached);
     };
@@ -128,19 +139,19 @@ fn look_up(
         }
         (Base::Image(_), None) => return unavailable("the runner does not report the identity of the image"),
     };
-    let inputs = match inputs.get(step) {
-        Some(Ok(inputs)) => inputs,
-        Some(Err(message)) => return unavailable(&message),
-        None => return unavailable("its inputs are not known"),
+    let (inputs, step_inputs) = match inputs {
+        Ok(inputs) => inputs,
+        Err(message) => return unavailable(&message),
     };
+    let digest = step_inputs.as_ref().map(|inputs| inputs.digest());
     let part = match &base {
         BaseRecord::Image { identity, .. } => BasePart::Image(identity),
         BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
     };
     let (project, source_times) = (cache.project(), cache.source_times());
-    let digest = files.as_ref().map(|files| files.digest());
+    let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
     let context =
-        KeyContext { base: part, mode, project, source_times, inputs: inputs.as_ref(), step_inputs: digest.as_ref() };
+        KeyContext { base: part, mode, project, source_times, inputs: inputs_part, step_inputs: step_inputs_part };
     let key = key_of(plan, step, policy.dsl_key, &context);
     let reason = match find(cache, LookupRequest { key, max_age: policy.max_age }) {
         Ok(expected) => return expected,
@@ -157,7 +168,7 @@ fn look_up(
         mode: Arc::clone(mode),
         runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
         inputs,
-        step_inputs: files.clone(),
+        step_inputs,
         verdict: CacheVerdict::Miss { reason, message: None },
     });
     runs(Prediction::Missed { reason, message: None, differences: Vec::new() })

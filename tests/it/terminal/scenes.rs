@@ -96,9 +96,9 @@ fn a_timeout() {
 #[test]
 fn out_of_memory() {
     let command = "echo linking >&2; exec tail /dev/zero";
-    let project = project(&[("link", "Link", command, json!({ "memory": "64m" }))], json!([]));
+    let project = project(&[("link", "Linker", command, json!({ "memory": "64m" }))], json!([]));
     let Some(screen) = play("out of memory", &project, 1) else { return };
-    check_last_lines(&screen, &["OUT OF MEMORY  Link (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
+    check_last_lines(&screen, &["OUT OF MEMORY  Linker (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
 }
 
 #[test]
@@ -266,7 +266,9 @@ fn an_edit_stops_the_run_that_it_outdates() {
     let runs = Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout;
     let runs: Value = serde_json::from_str(&runs).unwrap();
     let results: Vec<_> = runs.as_array().unwrap().iter().map(|run| run["result"].as_str().unwrap()).collect();
-    assert_eq!(results, ["passed", "cancelled", "cancelled", "cancelled"]);
+    // The third run may have been stopped before it had a journal.
+    assert_eq!((results[0], results.len() >= 3), ("passed", true), "{results:?}");
+    assert!(results[1..].iter().all(|result| *result == "cancelled"), "{results:?}");
 }
 
 #[test]

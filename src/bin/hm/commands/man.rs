@@ -29,7 +29,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let date = date()?;
     // Everybody knows `help`, and it would have a page for each command.
-    let mut command = cli().disable_help_subcommand(true);
+    let mut command = shown(cli().disable_help_subcommand(true));
     command.build();
     let written = fs::create_dir_all(&args.to).and_then(|()| {
         let mut pages = Vec::new();
@@ -51,6 +51,11 @@ fn date() -> Outcome<String> {
     epoch.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).map(day).ok_or_else(|| {
         Failure::input("SOURCE_DATE_EPOCH is not a number of seconds").hint("unset it, or set it as `date +%s` prints")
     })
+}
+
+/// Shows all options with their whole text, also those that the short help leaves out.
+fn shown(command: Command) -> Command {
+    command.mut_args(|arg| arg.hide_short_help(false)).mut_subcommands(shown)
 }
 
 /// Appends the names and contents of the pages of a command and of those below it.
@@ -77,12 +82,25 @@ fn collect(command: &Command, date: &str, pages: &mut Vec<(String, String)>) -> 
     Ok(())
 }
 
-/// Removes line breaks beside empty lines, which have no effect, and which checkers of pages warn of.
+/// Replaces empty lines and line breaks by one macro each, and removes those before a macro that begins a new
+/// part. Checkers of pages warn of them.
 fn tidy(page: &str) -> String {
-    let lines: Vec<&str> = page.lines().collect();
-    let is_blank = |at: Option<usize>| at.and_then(|at| lines.get(at)) == Some(&".sp");
-    let is_kept = |at: usize| lines[at] != ".br" || !(is_blank(at.checked_sub(1)) || is_blank(Some(at + 1)));
-    (0..lines.len()).filter(|at| is_kept(*at)).flat_map(|at| [lines[at], "\n"]).collect()
+    let mut out = String::new();
+    // Whether there is an empty line since the last text.
+    let mut gap: Option<bool> = None;
+    for line in page.lines() {
+        if matches!(line, "" | ".br") {
+            gap = Some(gap == Some(true) || line.is_empty());
+            continue;
+        }
+        let begins_part = [".TP", ".SH", ".PP", ".RS", ".RE", ".IP"].iter().any(|name| line.starts_with(name));
+        if let Some(is_empty) = gap.take().filter(|_| !begins_part) {
+            out.push_str(if is_empty { ".sp\n" } else { ".br\n" });
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
 }
 
 /// Returns what follows the options of a help text. A line such as `Examples:` after an empty one is a

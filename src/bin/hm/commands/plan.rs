@@ -209,8 +209,8 @@ fn show<'a>(
     arguments: impl Fn(StepIndex) -> BTreeMap<String, ShownArgument>,
 ) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
-    let input = |it: &'a PlannedInput| ShownInput { step: key(it.step), path: &it.path, target: &it.target };
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let input = |it: &'a PlannedInput| ShownInput { step: key(it.step), path: &it.path, target: &it.target };
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
         let outcomes = bound.outcomes.get(&index);

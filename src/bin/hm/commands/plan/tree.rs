@@ -22,7 +22,7 @@ struct Row<'a> {
     below: String,
 }
 
-/// Returns the text. With `is_verbose`, each step has its inputs, its arguments and its command below it.
+/// Returns the text. With `is_verbose`, each step has its arguments and its command below it.
 pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, style: Style) -> String {
     let mut out = heading(shown);
     let rows = rows(shown);
@@ -30,10 +30,11 @@ pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, style: Style) -> String 
     out.push('\n');
     for (row, line) in rows.iter().zip(table(&cells).lines()) {
         out.push_str(&format!("{line}\n"));
+        for ShownInput { step, path, target } in &row.step.inputs {
+            let line = text::clean(&format!("{target}: {path} of step {step}"));
+            out.push_str(&format!("{}  {line}\n", row.below));
+        }
         if is_verbose {
-            for ShownInput { step, path, target } in &row.step.inputs {
-                out.push_str(&format!("{}  {}\n", row.below, text::clean(&format!("{target} = {step}:{path}"))));
-            }
             for (name, ShownArgument { value, from }) in &row.step.arguments {
                 out.push_str(&format!("{}  {}\n", row.below, text::clean(&format!("{name} = {value} ({from})"))));
             }
@@ -104,7 +105,7 @@ fn cells(row: &Row<'_>, shown: &Shown<'_>, style: Style) -> Vec<String> {
     let Row { step, branch, .. } = row;
     let key = text::clean(step.key);
     let name = match step.label {
-        Some(label) if label != step.key => format!("{} ({key})", text::clean(label)),
+        Some(label) if !label.eq_ignore_ascii_case(step.key) => format!("{} ({key})", text::clean(label)),
         _ => key,
     };
     let mut cells = vec![format!("{branch}{}", style.name(&name))];

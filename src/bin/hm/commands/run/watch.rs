@@ -1,8 +1,9 @@
 //! `hm run --watch`: runs the same command again after each edit of the source or the pipelines.
 //!
-//! Each run is a process of its own, with the same arguments, so that it renders the pipelines anew and leaves
-//! nothing behind. The kernel tells that something happened in a directory. What happened follows from two
-//! scans of the tree, which also have the rules of what is ignored. So nothing is missed if events are lost.
+//! Each run is a process of its own, with the same arguments, so that it renders the pipelines anew and
+//! leaves nothing behind. The kernel tells that something happened in a directory. What happened follows from
+//! two scans of the tree, which also have the rules of what is ignored. So nothing is missed if events are
+//! lost.
 
 use std::{
     ffi::{OsStr, OsString},
