@@ -15,8 +15,10 @@ mod prediction;
 mod project;
 mod shared;
 mod step_inputs;
+mod traces;
 mod why;
 
+pub use crate::jail::trace::{Kinds, Reason, Trace, TraceError};
 pub(crate) use build::is_young;
 pub(crate) use build::{
     BuildCache, BuildEnd, BuildFacts, Cache, Found, Intact, Lookup, LookupOutcome, LookupRequest, Passed,
@@ -31,4 +33,8 @@ pub use prediction::Prediction;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub(crate) use step_inputs::{StepInputPart, StepInputs};
+pub(crate) use traces::DIR as TRACES;
+#[cfg(feature = "sandbox")]
+pub(crate) use traces::path as trace_path;
+pub use traces::{CheckedInputs, StepTrace, check_inputs, declared_inputs, trace_of};
 pub use why::{Explanation, WhyError, explain, key_of};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
+    path::Path,
     sync::Arc,
 };
 
@@ -15,8 +16,9 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{BuildCache, BuildFacts, Cache, Prediction, ProjectId},
+    cache::{self, BuildCache, BuildFacts, Cache, Prediction, ProjectId},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    jail,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
     runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
@@ -95,11 +97,13 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let (events, bus, stream) = created?;
 
         let archives = Arc::new(self.source(run_id));
+        let traces = self.traces_dir(run_id);
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
+        context.traces = traces;
         if !request.options.no_caches {
             let project = request.project.clone();
             let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
@@ -184,6 +188,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     /// step may be in the cache.
     async fn probe(&self) -> Result<Vec<RunnerIndex>, BackendError> {
         let Self { engine, plan, .. } = self;
+        self.check_tracing()?;
         let is_sure_to_run = |step: StepIndex| {
             engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
         };
@@ -215,6 +220,27 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             }
         }
         Ok(unprobed)
+    }
+
+    /// Checks whether steps can be traced here, if the request asks for that.
+    fn check_tracing(&self) -> Result<(), BackendError> {
+        let mut runners =
+            self.plan.dag.steps().map(|step| &self.plan.runners[usize::from(self.plan.step(step).runner.0)]);
+        let Some(tracing) = runners.find(|runner| runner.capabilities.traces) else { return Ok(()) };
+        if !self.request.options.trace_inputs {
+            return Ok(());
+        }
+        jail::trace::check_support().map_err(|why| BackendError::Unusable {
+            runner: tracing.name.to_string(),
+            reason: format!("what steps read cannot be recorded here: {why}"),
+            hint: "run without `--check-inputs`".into(),
+        })
+    }
+
+    /// Returns where traces of steps go, if the request asks for them and the run's directory is kept.
+    fn traces_dir(&self, run_id: Uuid) -> Option<Arc<Path>> {
+        let runs = self.engine.runs_dir.as_ref().filter(|_| self.request.options.trace_inputs)?;
+        Some(runs.join(run_id.to_string()).join(cache::TRACES).into())
     }
 
     /// Opens the engine's cache for this build, if it has one.

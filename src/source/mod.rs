@@ -38,7 +38,7 @@ pub use frozen::FrozenSource;
 pub(crate) use frozen::largest_files;
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
 pub(crate) use manifest::{EntryKind, Manifest};
-pub(crate) use path_digests::path_digests;
+pub(crate) use path_digests::{path_digests, path_matches};
 pub use run_source::RunSource;
 pub use scan::SourceScan;
 pub(crate) use tar::source_tar;

@@ -74,6 +74,7 @@ enum Command {
     Runs(commands::runs::Args),
     Logs(commands::logs::Args),
     Report(commands::report::Args),
+    Inputs(commands::inputs::Args),
     Why(commands::why::Args),
     Flaky(commands::flaky::Args),
     #[command(flatten)]
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => commands::runs::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Inputs(args) => commands::inputs::run(&args),
         Command::Why(args) => commands::why::run(&args),
         Command::Flaky(args) => commands::flaky::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),

@@ -28,6 +28,7 @@ mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
 mod step_output;
+mod traced;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};

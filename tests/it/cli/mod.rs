@@ -12,6 +12,7 @@ mod earlier_runs;
 mod errors;
 mod exit_codes;
 mod init;
+mod inputs;
 mod interrupted_runs;
 mod invalid_input;
 mod killed;

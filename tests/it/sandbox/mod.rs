@@ -17,3 +17,4 @@ mod read_only_programs;
 mod rootless;
 mod source;
 mod source_times;
+mod traces;

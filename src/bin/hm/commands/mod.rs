@@ -8,6 +8,7 @@ pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod flaky;
 pub(crate) mod init;
+pub(crate) mod inputs;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod pipelines;

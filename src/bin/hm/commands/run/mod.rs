@@ -35,7 +35,7 @@ use self::{
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
-    commands::{AnswerFormat, cache, plan},
+    commands::{AnswerFormat, cache, inputs, plan},
     config::{BackendName, ConfigArgs},
     exit_code,
     failure::{Failure, Outcome},
@@ -165,6 +165,10 @@ pub(crate) struct Args {
     /// Ignore and overwrite the cached results of this step and of the steps that build in it (repeatable)
     #[arg(long, value_name = "STEP")]
     refresh: Vec<String>,
+
+    /// Record what steps in the sandbox read, and compare it with their `on_change` (`hm inputs` prints it)
+    #[arg(long)]
+    check_inputs: bool,
 
     /// Mount a directory of this machine, read-only, in steps on image `host` (repeatable)
     #[arg(long = "host-dir", value_name = "DIR")]
@@ -325,6 +329,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.step_tables = bind.step_tables;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
+    request.options.trace_inputs = args.check_inputs;
     request.options.timeout = args.timeout;
     request.options.watch = true;
 
@@ -336,8 +341,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
     }
     warnings::of_plan(&bound);
+    if args.check_inputs {
+        warnings::of_untraced(&bound);
+    }
     warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
+    let declared = args.check_inputs.then(|| inputs::declared(&request.plan));
     let names = TypedNames::new(args.source.dir.is_some());
     let view = View::new(format, args.logs, &bound, &request, names);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
@@ -373,6 +382,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 Failure::full_store().report();
             } else if !format.is_json() {
                 print_next_commands(&store, &outcome, names, format, again(args))?;
+            }
+            if let (Some(declared), Some(store), Some(run)) = (&declared, store.get_opened(), run_id) {
+                inputs::report(&store, run, declared, &request.repo_root)?;
             }
             cache::collect_if_due(&store, run_id);
             Ok(exit_code::of_build(outcome.status))
