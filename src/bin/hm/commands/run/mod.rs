@@ -1,4 +1,6 @@
 //! `hm run`.
+//!
+//! Over 500 lines because its options are one list, with their help.
 
 mod next_commands;
 mod service;
