@@ -378,9 +378,15 @@ fn the_guide_has_every_key_and_every_variable_and_no_other() {
 
 #[test]
 fn the_table_has_every_variable_that_the_source_names() {
-    /// Set by services for pipelines, by tests, for steps of workers, and a prefix of names.
-    const OTHERS: [&str; 5] =
-        ["HM_PIPELINE_ORG", "HM_PIPELINE_SLUG", "HM_REQUIRE_BACKENDS", "HM_SANDBOX_HELPER", "HM_RUN_ENV_"];
+    /// Set by services for pipelines, by tests, for steps of workers, by scripts of shells, and a prefix of names.
+    const OTHERS: [&str; 6] = [
+        "HM_COMPLETE",
+        "HM_PIPELINE_ORG",
+        "HM_PIPELINE_SLUG",
+        "HM_REQUIRE_BACKENDS",
+        "HM_SANDBOX_HELPER",
+        "HM_RUN_ENV_",
+    ];
     let mut open = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/bin/hm")];
     let mut found = 0;
     while let Some(path) = open.pop() {
