@@ -157,8 +157,9 @@ async fn effects(bench: &Bench, cmd: &str) -> (Traced, Tree) {
     let it = Traced::run(bench, Ask::new(cmd)).await;
     let reference = it.snapshot.clone().unwrap();
     let snapshot = bench.store.snapshots().get(&reference).unwrap();
-    let work = bench.store.layers().dir(&snapshot.layers[0]).join("workspace/w");
-    let left = if work.is_dir() { tree(&work) } else { Tree::new() };
+    // A step that changed nothing has no layer.
+    let work = snapshot.layers.first().map(|layer| bench.store.layers().dir(layer).join("workspace/w"));
+    let left = work.filter(|work| work.is_dir()).map_or_else(Tree::new, |work| tree(&work));
     bench.runner.reap_snapshots(vec![reference]).await;
     (it, left)
 }
