@@ -24,6 +24,11 @@ pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
     }
 }
 
+/// Returns whether the command of an attempt with this result has run, so that its files are what it left.
+pub(super) fn has_files(ended: &Result<i32, RunnerError>) -> bool {
+    ended.is_ok() || is_worth_keeping(ended)
+}
+
 /// Keeps the snapshot of a step that did not pass. A missing snapshot, or a failure to keep it, is only a
 /// warning: the step's result does not change.
 pub(super) async fn keep_failed(
