@@ -16,6 +16,8 @@ const MOST_LEVELS: usize = 100;
 const MOST_FAILURES: usize = 100;
 /// The longest name, in bytes.
 const NAME_BYTES: usize = 300;
+/// The longest text of a test that is kept while it is read, in bytes. It may begin with a long secret.
+const TEXT_BYTES: usize = 64 << 10;
 /// The longest line of a message, in bytes.
 const LINE_BYTES: usize = 200;
 
@@ -47,6 +49,15 @@ struct Case {
 /// # Errors
 /// Returns an error if the document is malformed.
 pub fn read_junit(document: impl BufRead) -> Result<Option<TestResults>, MalformedJunit> {
+    read_masked(document, &str::to_owned)
+}
+
+/// Reads test results as [`read_junit`] does. `mask` replaces secrets, before texts are cut: what is left of
+/// a secret would not be found.
+pub(super) fn read_masked(
+    document: impl BufRead,
+    mask: &dyn Fn(&str) -> String,
+) -> Result<Option<TestResults>, MalformedJunit> {
     let mut reader = Reader::from_reader(document);
     let mut buffer = Vec::new();
     let mut results = TestResults::default();
@@ -76,10 +87,10 @@ pub fn read_junit(document: impl BufRead) -> Result<Option<TestResults>, Malform
                     return Ok(None);
                 }
                 start(&element, level + 1, (&mut case, &mut failure)).map_err(|error| malformed(position, &error))?;
-                end(level + 1, (&mut case, &mut failure), &mut results);
+                end(level + 1, (&mut case, &mut failure), &mut results, mask);
             }
             Event::End(_) => {
-                end(level, (&mut case, &mut failure), &mut results);
+                end(level, (&mut case, &mut failure), &mut results, mask);
                 level = level.saturating_sub(1);
             }
             Event::Text(text) => add_text(&mut case, failure, &text.xml10_content()),
@@ -127,14 +138,17 @@ fn start(
     let name = element.local_name();
     match (name.as_ref(), case) {
         ("testcase", case @ None) => {
-            let name = attribute(element, "name", NAME_BYTES)?;
-            let class = attribute(element, "classname", NAME_BYTES)?;
-            let name = if class.is_empty() { name } else { clip(&format!("{class} {name}"), NAME_BYTES) };
+            let name = attribute(element, "name")?;
+            let class = attribute(element, "classname")?;
+            let name = if class.is_empty() { name } else { format!("{class} {name}") };
             *case = Some((level, Case { name, ..Case::default() }));
         }
         ("failure" | "error", Some((at, case))) if level == *at + 1 => {
             if case.message.is_empty() {
-                case.message = first_line(&attribute(element, "message", 16 * LINE_BYTES)?);
+                case.message = attribute(element, "message")?;
+                if case.message.trim().is_empty() {
+                    case.message.clear();
+                }
             }
             case.is_failed = true;
             case.text.clear();
@@ -146,13 +160,18 @@ fn start(
     Ok(())
 }
 
-fn end(level: usize, (case, failure): (&mut Option<(usize, Case)>, &mut Option<usize>), results: &mut TestResults) {
+fn end(
+    level: usize,
+    (case, failure): (&mut Option<(usize, Case)>, &mut Option<usize>),
+    results: &mut TestResults,
+    mask: &dyn Fn(&str) -> String,
+) {
     if *failure == Some(level) {
         *failure = None;
         if let Some((_, case)) = case
             && case.message.is_empty()
         {
-            case.message = first_line(&case.text);
+            case.message = std::mem::take(&mut case.text);
         }
     }
     let Some((_, case)) = case.take_if(|(at, _)| *at == level) else { return };
@@ -160,7 +179,8 @@ fn end(level: usize, (case, failure): (&mut Option<(usize, Case)>, &mut Option<u
     if case.is_failed {
         results.failed = results.failed.saturating_add(1);
         if results.failures.len() < MOST_FAILURES {
-            results.failures.push(FailedTest { name: case.name, message: case.message });
+            let name = clip(&mask(&case.name), NAME_BYTES);
+            results.failures.push(FailedTest { name, message: first_line(&mask(&case.message)) });
         }
     } else if case.is_skipped {
         results.skipped = results.skipped.saturating_add(1);
@@ -169,20 +189,20 @@ fn end(level: usize, (case, failure): (&mut Option<(usize, Case)>, &mut Option<u
 
 fn add_text(case: &mut Option<(usize, Case)>, failure: Option<usize>, text: &str) {
     if let (Some((_, case)), Some(_)) = (case, failure)
-        && case.text.len() < 16 * LINE_BYTES
+        && case.text.len() < TEXT_BYTES
     {
-        case.text.push_str(&clip(text, 16 * LINE_BYTES));
+        case.text.push_str(&clip(text, TEXT_BYTES));
     }
 }
 
 /// Returns an attribute's value, or the start of a long one. It is empty if the element has no such
 /// attribute.
-fn attribute(element: &BytesStart<'_>, name: &str, most: usize) -> Result<String, quick_xml::Error> {
+fn attribute(element: &BytesStart<'_>, name: &str) -> Result<String, quick_xml::Error> {
     let Some(attribute) = element.try_get_attribute(name)? else { return Ok(String::new()) };
     match attribute.normalized_value(XmlVersion::Implicit1_0) {
-        Ok(value) => Ok(clip(&value, most)),
+        Ok(value) => Ok(clip(&value, TEXT_BYTES)),
         // It refers to entities that the document defines.
-        Err(_) => Ok(clip(&attribute.value, most)),
+        Err(_) => Ok(clip(&attribute.value, TEXT_BYTES)),
     }
 }
 
@@ -235,6 +255,22 @@ mod tests {
         assert!(read("<testsuite><testcase>").is_err());
         let deep = format!("<testsuite>{}", "<a>".repeat(1000));
         assert!(read(&deep).unwrap_err().reason.contains("within each other"));
+    }
+
+    #[test]
+    fn secrets_are_replaced_before_texts_are_cut() {
+        let secret = "s".repeat(LINE_BYTES);
+        let document = format!(
+            "<testsuite><testcase name='{}{secret}'><failure message='{}{secret}'/></testcase>\
+             <testcase name='b'><failure>\n{secret}</failure></testcase></testsuite>",
+            "n".repeat(NAME_BYTES - 10),
+            "m".repeat(LINE_BYTES - 10),
+        );
+        let masked = read_masked(document.as_bytes(), &|text| text.replace(&secret, "***")).unwrap().unwrap();
+        for failure in &masked.failures {
+            assert!(!failure.name.contains('s') && !failure.message.contains('s'), "{failure:?}");
+        }
+        assert_eq!(masked.failures[1].message, "***");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod out_dir;
 mod receive;
 
 use std::{
+    fmt,
     io::{self, Read},
     path::PathBuf,
     sync::Arc,
@@ -35,6 +36,7 @@ pub(crate) const LIMITS: PackLimits = PackLimits { files: 10_000, bytes: 4 << 30
 pub struct StepOutputs {
     patterns: Arc<[Arc<str>]>,
     place: OutputPlace,
+    mask: Mask,
     collected: Mutex<Option<Collected>>,
 }
 
@@ -71,6 +73,25 @@ impl<R: Read> Read for Watched<R> {
     }
 }
 
+/// How secrets are replaced in texts.
+#[derive(Clone, Default)]
+pub(crate) struct Mask(Option<Arc<MaskFn>>);
+
+type MaskFn = dyn Fn(&str) -> String + Send + Sync;
+
+impl Mask {
+    /// Returns a text without secrets.
+    pub(crate) fn text(&self, text: &str) -> String {
+        self.0.as_ref().map_or_else(|| text.to_owned(), |mask| mask(text))
+    }
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Mask" } else { "no mask" })
+    }
+}
+
 /// Where the outputs of a step are copied to.
 #[derive(Debug, Clone)]
 pub(crate) struct OutputPlace {
@@ -88,7 +109,12 @@ pub(crate) struct Collected {
 
 impl StepOutputs {
     pub(crate) fn new(patterns: Arc<[Arc<str>]>, place: OutputPlace) -> Self {
-        Self { patterns, place, collected: Mutex::new(None) }
+        Self { patterns, place, mask: Mask::default(), collected: Mutex::new(None) }
+    }
+
+    /// Sets how secrets are replaced in names of files and in test results, also in warnings.
+    pub(crate) fn mask(self, mask: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self { mask: Mask(Some(Arc::new(mask))), ..self }
     }
 
     /// Returns the patterns as paths below the root of the step's files. `workdir` is where relative patterns
@@ -133,23 +159,29 @@ impl StepOutputs {
     /// Copies the files that `add` adds, and replaces what was copied for an earlier attempt if they are
     /// complete. Blocks.
     pub(crate) fn receive_by(&self, add: impl FnOnce(&mut Receiving<'_>) -> io::Result<Complete>) -> Received {
-        let received = Receiving::new(&self.place).and_then(|mut receiving| match add(&mut receiving)? {
+        let received = Receiving::new(&self.place, &self.mask).and_then(|mut receiving| match add(&mut receiving)? {
             Complete::Yes => receiving.finish().map(Some),
             Complete::No => Ok(None),
         });
-        match received {
+        let OutputPlace { source_dir, pipeline, step } = &self.place;
+        let received = match received {
             Ok(Some(collected)) => {
                 *self.collected.lock() = Some(collected);
-                Received::All
+                return Received::All;
             }
             Ok(None) => Received::Incomplete,
             Err(error) => {
                 let place = self.place.shown();
-                let step = &*self.place.step;
-                tracing::warn!(step, "failed to copy the step's outputs to {}: {error}", place.display());
+                tracing::warn!(step = &**step, "failed to copy the step's outputs to {}: {error}", place.display());
                 Received::Failed
             }
+        };
+        // What an earlier attempt left is not what this one has.
+        *self.collected.lock() = None;
+        if let Err(error) = clear(source_dir, pipeline, Some(&**step)) {
+            tracing::debug!(step = &**step, %error, "failed to remove outputs of an earlier attempt");
         }
+        received
     }
 
     /// Notes that the outputs could not be read.

@@ -40,8 +40,8 @@ pub(super) fn path(pipeline: &str, step: &str) -> PathBuf {
     Path::new(".hm").join(OUT).join(plain_name(pipeline)).join(plain_name(step))
 }
 
-/// Removes the outputs of a pipeline's steps, but not what is being made.
-pub(crate) fn clear(source_dir: &Path, pipeline: &str) -> io::Result<()> {
+/// Removes the outputs of a pipeline's steps, or of one of them, but not what is being made.
+pub(crate) fn clear(source_dir: &Path, pipeline: &str, step: Option<&str>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut dir = fs::openat(CWD, source_dir, flags, Mode::empty())?;
     for name in [".hm", OUT, &plain_name(pipeline)] {
@@ -52,8 +52,10 @@ pub(crate) fn clear(source_dir: &Path, pipeline: &str) -> io::Result<()> {
             opened => opened?,
         };
     }
+    let only = step.map(plain_name);
     for (name, _) in entries(&dir)? {
-        if name.to_bytes().starts_with(NEW.as_bytes()) {
+        let is_other = only.as_ref().is_some_and(|only| only.as_bytes() != name.to_bytes());
+        if is_other || name.to_bytes().starts_with(NEW.as_bytes()) {
             continue;
         }
         // Another run may put a directory in its place meanwhile.
@@ -260,7 +262,7 @@ mod tests {
     #[test]
     fn what_the_last_run_left_is_removed_and_no_more() {
         let top = tempfile::tempdir().unwrap();
-        clear(top.path(), "ci").unwrap();
+        clear(top.path(), "ci", None).unwrap();
         assert_eq!(names(top.path()), [] as [&str; 0]);
         fill(top.path(), "x").unwrap();
         let being_made = NewDir::make(top.path(), "ci", "other").unwrap();
@@ -270,7 +272,11 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("kept"), "").unwrap();
         symlink(&outside, top.path().join(".hm/out/ci/link")).unwrap();
-        clear(top.path(), "ci").unwrap();
+        clear(top.path(), "ci", Some("c")).unwrap();
+        assert_eq!(names(&top.path().join(".hm/out/ci")).len(), 4);
+        clear(top.path(), "ci", Some("a/b")).unwrap();
+        assert_eq!(names(&top.path().join(".hm/out/ci")).len(), 3);
+        clear(top.path(), "ci", None).unwrap();
         assert_eq!(names(&top.path().join(".hm/out/ci")), [&*being_made.name]);
         assert_eq!(names(&top.path().join(".hm/out")), [".gitignore", "ci", "nightly"]);
         assert_eq!(
@@ -280,7 +286,7 @@ mod tests {
         // A link in the place of the directory is not followed.
         fs::remove_dir_all(top.path().join(".hm/out/nightly")).unwrap();
         symlink(&outside, top.path().join(".hm/out/nightly")).unwrap();
-        clear(top.path(), "nightly").unwrap();
+        clear(top.path(), "nightly", None).unwrap();
         assert_eq!(names(&outside), ["kept"]);
     }
 

@@ -8,8 +8,8 @@ use std::{
 use tar::{Archive, Entry, EntryType};
 
 use super::{
-    Collected, LIMITS, OutputPlace,
-    junit::{merge, read_junit},
+    Collected, LIMITS, Mask, OutputPlace,
+    junit::{merge, read_masked},
     out_dir::{self, NewDir},
 };
 use crate::{
@@ -47,6 +47,7 @@ pub(crate) struct Chosen<'a> {
 #[derive(Debug)]
 pub(crate) struct Receiving<'a> {
     place: &'a OutputPlace,
+    mask: &'a Mask,
     new: NewDir,
     /// The place, below the source directory.
     shown: PathBuf,
@@ -57,10 +58,10 @@ pub(crate) struct Receiving<'a> {
 }
 
 impl<'a> Receiving<'a> {
-    pub(super) fn new(place: &'a OutputPlace) -> io::Result<Self> {
+    pub(super) fn new(place: &'a OutputPlace, mask: &'a Mask) -> io::Result<Self> {
         let new = NewDir::make(&place.source_dir, &place.pipeline, &place.step)?;
         let shown = out_dir::path(&place.pipeline, &place.step);
-        Ok(Self { place, new, shown, collected: Collected::default(), files: 0, bytes: 0, left_out: 0 })
+        Ok(Self { place, mask, new, shown, collected: Collected::default(), files: 0, bytes: 0, left_out: 0 })
     }
 
     /// Copies the files of a tar stream.
@@ -116,6 +117,10 @@ impl<'a> Receiving<'a> {
             self.leave_out(path, "its name is too long, or not text");
             return Ok(());
         }
+        if is_gits(path) {
+            self.leave_out(path, "git would take it for a part of a repository, whose settings can run programs");
+            return Ok(());
+        }
         let Some(bytes) = self.bytes.checked_add(size).filter(|bytes| *bytes <= LIMITS.bytes) else {
             self.leave_out(path, TOO_LARGE);
             return Ok(());
@@ -138,17 +143,17 @@ impl<'a> Receiving<'a> {
         copy_sparse(entry, &mut file)?;
         if path.extension().is_some_and(|extension| extension == "xml") && size <= JUNIT_BYTES {
             file.rewind()?;
-            match read_junit(BufReader::new(&file)) {
+            match read_masked(BufReader::new(&file), &|text: &str| self.mask.text(text)) {
                 Ok(Some(results)) => merge(self.collected.tests.get_or_insert_default(), results),
                 Ok(None) => {}
                 Err(error) => {
-                    let step = &*self.place.step;
-                    tracing::warn!(step, "the output {path:?} is not read as test results: {error}");
+                    let text = self.mask.text(&format!("the output {path:?} is not read as test results: {error}"));
+                    tracing::warn!(step = &*self.place.step, "{text}");
                 }
             }
         }
         // The name is text.
-        let key = self.shown.join(path).to_string_lossy().into_owned();
+        let key = self.mask.text(&self.shown.join(path).to_string_lossy());
         let artifact = ArtifactRef { key, mime: media_type(path).to_owned(), size_bytes: size };
         self.collected.artifacts.push(artifact);
         Ok(())
@@ -157,7 +162,8 @@ impl<'a> Receiving<'a> {
     fn leave_out(&mut self, path: &Path, why: &str) {
         self.left_out = self.left_out.saturating_add(1);
         if self.left_out <= MOST_WARNINGS {
-            tracing::warn!(step = &*self.place.step, "the output {path:?} is left out: {why}");
+            let path = self.mask.text(&format!("{path:?}"));
+            tracing::warn!(step = &*self.place.step, "the output {path} is left out: {why}");
         }
     }
 
@@ -173,12 +179,20 @@ impl<'a> Receiving<'a> {
 }
 
 const TOO_MANY: &str = "a step has at most 10000 outputs, and those that follow are left out, too";
-const TOO_LARGE: &str = "it cannot be read, or the outputs of the step are larger than 4 GiB";
+const TOO_LARGE: &str =
+    "it cannot be read, the outputs are larger than 4 GiB, or a million names have been compared with the patterns";
 
 /// Returns whether a path has plain names, which are text, and not too many.
 fn is_plain(path: &Path) -> bool {
     let plain = path.components().all(|part| matches!(part, Component::Normal(name) if name.to_str().is_some()));
     plain && (1..=MOST_NAMES).contains(&path.components().count())
+}
+
+/// Returns whether git may find a repository with this file: within `.git`, or in a bare repository, which
+/// needs a file `HEAD`. Some filesystems do not distinguish case.
+fn is_gits(path: &Path) -> bool {
+    let is = |name: &std::ffi::OsStr, gits: &str| name.to_str().is_some_and(|name| name.eq_ignore_ascii_case(gits));
+    path.iter().any(|name| is(name, ".git")) || path.file_name().is_some_and(|name| is(name, "HEAD"))
 }
 
 /// Returns the media type of a file by its name.
@@ -206,6 +220,8 @@ mod tests {
     use super::*;
     use crate::tree::{PathPatterns, pack_matching};
 
+    static MASK: Mask = Mask(None);
+
     fn place(source_dir: &Path) -> OutputPlace {
         OutputPlace { source_dir: source_dir.to_owned(), pipeline: "ci".into(), step: "test".into() }
     }
@@ -217,7 +233,7 @@ mod tests {
     }
 
     fn received(place: &OutputPlace, stream: &[u8]) -> io::Result<Collected> {
-        let mut receiving = Receiving::new(place)?;
+        let mut receiving = Receiving::new(place, &MASK)?;
         receiving.add(stream, StreamNames { workdir: "/workspace", only: None })?;
         receiving.finish()
     }
@@ -258,6 +274,9 @@ mod tests {
             assert!(!is_plain(Path::new(name)), "{name}");
         }
         assert!(is_plain(Path::new("a/b.c")));
+        let gits = ["dist/.git/config", ".GIT", "a/.git", "bare/HEAD", "head"];
+        assert_eq!(gits.map(|name| is_gits(Path::new(name))), [true; 5]);
+        assert_eq!([".gitignore", "git/x", "HEAD.txt", "HEAD/x"].map(|name| is_gits(Path::new(name))), [false; 4]);
     }
 
     /// Makes an archive as daemons do: all of a directory, with its own name first.
@@ -297,7 +316,7 @@ mod tests {
         ]);
         let patterns = PathPatterns::parse(["workspace/target/*.xml", "workspace/target/**/all"]).unwrap();
         let place = place(source.path());
-        let mut receiving = Receiving::new(&place).unwrap();
+        let mut receiving = Receiving::new(&place, &MASK).unwrap();
         let only = Some(Chosen { path: "workspace/target", patterns: &patterns });
         receiving.add(&stream[..], StreamNames { workdir: "/workspace", only }).unwrap();
         assert_eq!(receiving.left_out, 1, "the second name of a file");
@@ -315,7 +334,7 @@ mod tests {
             fs::write(step.join(format!("workspace/{at:05}")), "").unwrap();
         }
         let place = place(&source);
-        let mut receiving = Receiving::new(&place).unwrap();
+        let mut receiving = Receiving::new(&place, &MASK).unwrap();
         let stream = stream(&step, "**");
         receiving.add(&stream[..], StreamNames { workdir: "/workspace", only: None }).unwrap();
         assert_eq!((receiving.files, receiving.left_out), (10_001, 1));

@@ -175,7 +175,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                 let bound = plan.step(start.step);
                 let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
                 let mut context = context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels());
-                context.outputs = outputs_of(&plan, &build, &archives, start.step);
+                context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
                 let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout, context };
                 let span = tracing::info_span!(
                     "step",

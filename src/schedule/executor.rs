@@ -16,10 +16,7 @@ use std::{
 
 use futures_util::FutureExt;
 
-use super::{
-    outputs::collected,
-    policy::{AttemptEnd, Start},
-};
+use super::policy::{AttemptEnd, Start};
 use crate::{
     awake,
     model::{ArtifactRef, SnapshotRef, StepUsage, TestResults},
@@ -103,7 +100,7 @@ async fn supervise(
 /// Makes the report of an attempt. `ended` is `None` if the runner was abandoned.
 fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
     let Attempt { start, timeout, context, .. } = attempt;
-    let collected = context.outputs.as_ref().map(|outputs| collected(outputs, context)).unwrap_or_default();
+    let collected = context.outputs.as_ref().map(|outputs| outputs.take()).unwrap_or_default();
     let tests = collected.tests.map(Box::new);
     let interrupted = || match (context.cancel_reason(), timeout) {
         (CancelReason::Cancelled, _) => (AttemptEnd::Canceled, None),

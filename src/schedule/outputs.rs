@@ -5,10 +5,9 @@ use std::sync::Arc;
 use crate::{
     blocking,
     event::mask,
-    model::{BuildRef, StepIndex},
-    outputs::{Collected, OutputPlace, StepOutputs, clear},
+    model::{BuildRef, Secrets, StepIndex},
+    outputs::{OutputPlace, StepOutputs, clear},
     plan::BoundPlan,
-    runner::StepContext,
     source::RunSource,
 };
 
@@ -18,6 +17,7 @@ pub(super) fn outputs_of(
     build: &BuildRef,
     archives: &RunSource,
     step: StepIndex,
+    secrets: &Arc<Secrets>,
 ) -> Option<Arc<StepOutputs>> {
     if plan.outputs.is_empty() {
         return None;
@@ -28,7 +28,12 @@ pub(super) fn outputs_of(
         pipeline: build.pipeline.as_str().into(),
         step: Arc::clone(&plan.step(step).step.key),
     };
-    Some(Arc::new(StepOutputs::new(patterns, place)))
+    let outputs = StepOutputs::new(patterns, place);
+    if secrets.is_empty() {
+        return Some(Arc::new(outputs));
+    }
+    let secrets = Arc::clone(secrets);
+    Some(Arc::new(outputs.mask(move |text| mask(&secrets, text).into_owned())))
 }
 
 /// Removes the outputs of the pipeline's last run, if steps of this one have outputs. So all that is there
@@ -38,21 +43,7 @@ pub(super) async fn clear_outputs(plan: &BoundPlan, build: &BuildRef, archives: 
         return;
     }
     let (source_dir, pipeline) = (archives.source_dir().to_owned(), build.pipeline.clone());
-    if let Err(error) = blocking::run("remove old outputs", move || clear(&source_dir, &pipeline)).await {
+    if let Err(error) = blocking::run("remove old outputs", move || clear(&source_dir, &pipeline, None)).await {
         tracing::warn!("failed to remove the outputs of the last run from `.hm/out`: {error}");
     }
-}
-
-/// Returns what was copied of a step's outputs, with secrets masked in names and messages.
-pub(super) fn collected(outputs: &StepOutputs, context: &StepContext) -> Collected {
-    let mut collected = outputs.take();
-    if !context.secrets.is_empty() {
-        let mask = |text: &mut String| *text = mask(&context.secrets, text).into_owned();
-        collected.artifacts.iter_mut().for_each(|artifact| mask(&mut artifact.key));
-        for failure in collected.tests.iter_mut().flat_map(|tests| &mut tests.failures) {
-            mask(&mut failure.name);
-            mask(&mut failure.message);
-        }
-    }
-    collected
 }

@@ -19,6 +19,7 @@ use crate::{
         ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, RunnerErrorKind, StepContext, StepResult,
         StepRunner,
         command::{Helper, StepCommand},
+        kept_steps,
     },
     source::{self, FrozenSource},
     store::{LayerId, Staging, Store, StoreError, StoreHandle},
@@ -101,7 +102,8 @@ impl ProcessRunner {
                 .with_helper(Arc::clone(&self.helper));
             let ended = command.run_measured(ctx, input.step_id).await;
             if let Some(outputs) = ctx.outputs.as_ref().filter(|_| has_files(&ended)) {
-                copy_outputs(outputs, prepared.workspace.clone()).await;
+                let copying = copy_outputs(outputs, prepared.workspace.clone());
+                Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
             }
             let ended = ended?;
             let committed_snapshot = if ended.exit_code == 0 && input.cache_lookup.commits() {

@@ -94,7 +94,7 @@ impl SandboxRunner {
             overlays.push(InnerOverlay { overlay: over(&overlay)?, target });
         }
         let spec = JailSpec {
-            binds: boot.binds.clone(),
+            binds: boot.own_binds().to_vec(),
             overlays,
             pack: Some(Pack::Matching { patterns: outputs.below_root(workdir), limits: LIMITS }),
             ..self.jail(zygote, store.dir(), Root::Overlay(root))?

@@ -327,7 +327,8 @@ impl SandboxRunner {
             };
             let usage = usage.map(|usage| limited.usage(usage));
             if let Some(outputs) = ctx.outputs.as_ref().filter(|_| all_dead && kept_steps::has_files(&ended)) {
-                self.copy_boot_outputs(&zygote, (&store, &boot), outputs, &input.workdir).await;
+                let copying = self.copy_boot_outputs(&zygote, (&store, &boot), outputs, &input.workdir);
+                Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
             }
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),

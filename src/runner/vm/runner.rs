@@ -140,7 +140,8 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
         let ended = run(&vm, ctx, &input).await;
         if let Some(outputs) = ctx.outputs.as_ref().filter(|_| kept_steps::has_files(&ended)) {
             let step = EndedStep { store: &store, outputs, workdir: &input.workdir };
-            Box::pin(self.backend.copy_outputs(&mut vm, step)).await;
+            let copying = self.backend.copy_outputs(&mut vm, step);
+            Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
         }
         let config = || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config() };
         let committed_snapshot = match &ended {

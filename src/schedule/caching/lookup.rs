@@ -296,8 +296,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             LookupOutcome::Found(found) => {
                 self.sharing.found(step);
                 let CachingScope { plan, archives, outputs, .. } = self.scope;
-                let wanted =
-                    outputs.and_then(|(context, build)| Some((context, outputs_of(plan, build, archives, step)?)));
+                let wanted = outputs.and_then(|(context, build)| {
+                    let outputs = outputs_of(plan, build, archives, step, &context.secrets)?;
+                    Some((context, outputs))
+                });
                 let Some((context, outputs)) = wanted else {
                     return self.found(step, (found, Collected::default()), progress, now);
                 };

@@ -46,7 +46,7 @@ use self::{
     sharing::Sharing,
 };
 pub(crate) use self::{key::is_cached, predict::predict};
-use super::{executor::AttemptReport, outputs::collected, policy::Start, progress::BuildProgress};
+use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
     cache::{BuildCache, BuildEnd, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
     model::{BuildRef, StepIndex},
@@ -179,9 +179,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
             JobDone::OutputsCopied(step, found, outputs) => {
-                let collected = self.scope.outputs.map(|(context, _)| collected(&outputs, context));
-                let collected = collected.unwrap_or_default();
-                self.found(step, (found, collected), progress, now);
+                self.found(step, (found, outputs.take()), progress, now);
             }
             JobDone::Probed(runner, probe) => {
                 self.probes.probed(runner, &self.plan.runners[usize::from(runner.0)].name, probe);

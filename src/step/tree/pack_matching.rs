@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     path::Path,
+    sync::Arc,
 };
 
 use rustix::{
@@ -14,7 +15,7 @@ use rustix::{
 use tar::{Builder, EntryType, Header};
 
 use super::{
-    at::{entries, join, open_dir, stat_at},
+    at::{join, open_dir, stat_at},
     descent::Descent,
     filesystem::is_pseudo,
     matching::{PathPatterns, PathState},
@@ -34,13 +35,16 @@ pub struct PackLimits {
     pub bytes: u64,
 }
 
+/// The most names that are looked at. They are in memory until their directories have been visited.
+const MOST_ENTRIES: usize = 1_000_000;
+
 /// What to do in a directory.
 #[derive(Debug, Clone)]
 enum Within {
     /// Take everything.
     All,
-    /// Take what matches.
-    Matching(PathState),
+    /// Take what matches. Most directories have the state of their parent, or of a sibling.
+    Matching(Arc<PathState>),
 }
 
 /// Writes the regular files below `root` that `patterns` match to `out` as a GNU tar stream, with their paths
@@ -51,10 +55,10 @@ enum Within {
 /// # Errors
 /// Returns an error if the stream cannot be written, or if a directory changes meanwhile.
 pub fn pack_matching(root: &Path, patterns: &PathPatterns, limits: PackLimits, out: impl Write) -> io::Result<()> {
-    let mut packer = Packer { tar: Builder::new(out), patterns, limits, is_full: false };
+    let mut packer = Packer { tar: Builder::new(out), patterns, limits, names: MOST_ENTRIES, is_full: false };
     let mut walk = Descent::new(open_dir(root)?);
     let mut work: Vec<Option<(CString, Within)>> = Vec::new();
-    packer.content(&walk, &Within::Matching(patterns.top()), &mut work)?;
+    packer.content(&walk, &Within::Matching(Arc::new(patterns.top())), &mut work)?;
     while let Some(next) = work.pop().filter(|_| !packer.is_full) {
         match next {
             None => drop(walk.leave()?),
@@ -70,11 +74,24 @@ pub fn pack_matching(root: &Path, patterns: &PathPatterns, limits: PackLimits, o
     packer.tar.into_inner()?.flush()
 }
 
+/// Returns the state of a directory, which is often that of its parent or of the directory before it.
+fn shared(state: PathState, parent: &Arc<PathState>, last: &mut Option<Arc<PathState>>) -> Arc<PathState> {
+    if state == **parent {
+        return Arc::clone(parent);
+    }
+    match last {
+        Some(last) if **last == state => Arc::clone(last),
+        last => Arc::clone(last.insert(Arc::new(state))),
+    }
+}
+
 struct Packer<'a, W: Write> {
     tar: Builder<W>,
     patterns: &'a PathPatterns,
     limits: PackLimits,
-    /// Whether there are more files than the limit.
+    /// How many names may still be looked at.
+    names: usize,
+    /// Whether there are more files or names than the limit.
     is_full: bool,
 }
 
@@ -90,10 +107,15 @@ impl<W: Write> Packer<'_, W> {
         if is_pseudo(dir)? {
             return Ok(());
         }
-        let mut found = entries(dir).unwrap_or_default();
-        found.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
+        let Ok(found) = self.list(dir) else { return Ok(()) };
+        let Some(mut found) = found else {
+            self.is_full = true;
+            return self.entry(walk.path(), EntryType::new(LEFT_OUT), (0, 0), io::empty());
+        };
+        found.sort_unstable_by(|a, b| b.cmp(a));
         let mut files = Vec::new();
-        for (entry, _) in found {
+        let mut last = None;
+        for entry in found {
             let (is_match, below) = match within {
                 Within::All => (true, Some(Within::All)),
                 // Patterns are text.
@@ -101,7 +123,7 @@ impl<W: Write> Packer<'_, W> {
                     Err(_) => continue,
                     Ok(name) => {
                         let found = self.patterns.entry(state, name);
-                        let below = found.below.map(Within::Matching);
+                        let below = found.below.map(|below| Within::Matching(shared(below, state, &mut last)));
                         (found.is_match, if found.is_match { Some(Within::All) } else { below })
                     }
                 },
@@ -120,6 +142,23 @@ impl<W: Write> Packer<'_, W> {
             }
         }
         Ok(())
+    }
+
+    /// Returns the names in a directory, or `None` if there are more than may be looked at. The memory for
+    /// them is not limited by anything else.
+    fn list(&mut self, dir: BorrowedFd<'_>) -> io::Result<Option<Vec<CString>>> {
+        let mut found = Vec::new();
+        for entry in fs::Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Some(names) = self.names.checked_sub(1) else { return Ok(None) };
+            self.names = names;
+            found.push(name.to_owned());
+        }
+        Ok(Some(found))
     }
 
     fn file(&mut self, dir: BorrowedFd<'_>, entry: &CString, stat: &Stat, name: &[u8]) -> io::Result<()> {

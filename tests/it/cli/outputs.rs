@@ -106,7 +106,8 @@ fn reports_for_ci_services_name_failed_tests_and_outputs() {
     pipeline(&project, "host", &format!("echo '{hostile}' > junit.xml; exit 1"), &outputs(&["*.xml"]));
     let summary = project.dir.with_file_name("summary.md");
     let mut hm = project.hm(&["run", "--runner", "process"]);
-    let ended = Ended::of(hm.env("GITHUB_ACTIONS", "true").env("GITHUB_STEP_SUMMARY", &summary)).expect(1);
+    let ended =
+        Ended::of(hm.env("GITHUB_ACTIONS", "true").env("GITHUB_STEP_SUMMARY", &summary).env("NO_COLOR", "1")).expect(1);
     assert!(ended.stdout.contains("test: 1 test, 1 failed, 0 skipped"), "{}", ended.stdout);
     let summary = fs::read_to_string(summary).unwrap();
     let expected = "<pre>test: 1 test, 1 failed, 0 skipped\n  a&lt;b&gt;: ##&#91;group]x | &#96;y&#96;\n\
@@ -138,6 +139,21 @@ fn a_hostile_step_gets_nothing_else_copied_and_hangs_nothing() {
         assert_eq!(names, ["o/fine", "o/new\nline"], "{runner}: {}", ended.stderr);
         assert!(ended.stderr.contains("o/huge\" is left out: it cannot be read, or"), "{}", ended.stderr);
         assert!(ended.stderr.contains("its name is too long"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn files_of_git_stay_in_the_step() {
+    for runner in runners() {
+        let project = Project::new();
+        let cmd = "mkdir -p d/.git b/objects b/refs && echo '[core] fsmonitor = x' > d/.git/config && echo x > d/HEAD && \
+                   echo x > b/objects/x && echo kept > d/kept";
+        pipeline(&project, "host", cmd, &outputs(&["d", "b"]));
+        let ended = run(&project, runner, &["--format", "json"]).expect(0);
+        let found = tree(&project.dir.join(".hm/out/ci/test"));
+        let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["b/objects/x", "d/kept"], "{runner}");
+        assert!(ended.stderr.contains("git would take it for"), "{}", ended.stderr);
     }
 }
 
@@ -217,7 +233,7 @@ fn outputs_change_no_key_of_the_next_run() {
     project.file("sub/source", "");
     for path in ["**", ".hm/**"] {
         let mut more = outputs(&["out-*"]);
-        more["cache"] = json!({ "policy": "on_change", "paths": [path] });
+        more["cache"] = json!({ "policy": "on_change", "key": "0123", "paths": [path] });
         pipeline(&project, "host", "date +%N > out-1", &more);
         run(&project, "sandbox", &[]).expect(0);
         let ended = run(&project, "sandbox", &["--format", "json"]).expect(0);
