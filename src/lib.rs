@@ -42,6 +42,8 @@ mod network;
 #[doc(hidden)]
 pub mod open_files;
 pub mod outcome;
+#[doc(hidden)]
+pub mod outputs;
 pub mod plan;
 mod programs;
 pub mod project;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::model::{ArtifactRef, BuildRef, StepUsage};
 pub use crate::model::{BuildStatus, StepStatus};
+pub use crate::model::{FailedTest, TestResults};
 
 /// One step of a finished build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,6 +33,9 @@ pub struct StepResultSummary {
     /// What the step's processes used of the machine, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<StepUsage>,
+    /// The results of its tests, if its outputs have some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tests: Option<TestResults>,
 }
 
 impl StepResultSummary {
@@ -49,6 +53,7 @@ impl StepResultSummary {
             attempts: u32::from(!never_ran),
             artifacts: Vec::new(),
             usage: None,
+            tests: None,
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 pub struct RunRequest {
     /// The plan to run.
     pub plan: Plan,
-    /// The source tree, frozen when the first step needs it and never written to.
+    /// The source tree, frozen when the first step needs it. Only outputs are written to it, in `.hm/out`.
     pub repo_root: PathBuf,
     /// The pipeline's name.
     pub pipeline_slug: String,

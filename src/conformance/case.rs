@@ -4,7 +4,8 @@ use std::{fmt, future::Future, pin::Pin};
 
 use super::{
     cases::{
-        cache_dirs, cancel, exit, input, inputs, isolation, limits, lineage, output, processes, snapshots, source,
+        cache_dirs, cancel, exit, input, inputs, isolation, limits, lineage, output, outputs, processes, snapshots,
+        source,
     },
     harness::{Broken, Harness},
 };
@@ -41,6 +42,7 @@ pub(super) enum Capability {
     Network,
     PrivateNetwork,
     CacheDirs,
+    Outputs,
     Inputs,
 }
 
@@ -59,6 +61,7 @@ impl Capability {
             Self::Network => "network",
             Self::PrivateNetwork => "private_network",
             Self::CacheDirs => "cache_dirs",
+            Self::Outputs => "outputs",
             Self::Inputs => "inputs",
         }
     }
@@ -66,6 +69,7 @@ impl Capability {
     pub(super) fn is_in(self, claimed: &RunnerCapabilities) -> bool {
         match self {
             Self::Grace => claimed.grace,
+            Self::Outputs => claimed.outputs,
             Self::Workspace => claimed.workspace,
             Self::Snapshots => claimed.snapshots,
             Self::Layers => claimed.layers,
@@ -136,6 +140,7 @@ pub(super) const CASES: &[Case] = cases! {
     "network-none" [Network] limits::network_none;
     "network-private" [PrivateNetwork] limits::network_private;
     "cache-directories" [CacheDirs] cache_dirs::persist;
+    "outputs" [Workspace Outputs] outputs::are_copied;
     "files-of-other-steps" [Snapshots Inputs] inputs::shown;
 };
 

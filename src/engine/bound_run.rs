@@ -168,6 +168,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             cache: cache.as_ref(),
             remote: None,
             archives: &source,
+            outputs: None,
             probe_limit: engine.probe_limit,
         };
         Ok(schedule::predict(&*engine.runners, scope).await)

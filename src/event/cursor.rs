@@ -26,7 +26,7 @@ use super::{
     record::{CONNECTION_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
-    trailing::{decode_end, decode_retry},
+    trailing::{EndFields, decode_end, decode_retry},
 };
 use crate::model::StepIndex;
 
@@ -283,7 +283,9 @@ impl Cursor {
                 let (snapshot, message) = (snapshot.map(Into::into), message.map(Into::into));
                 let fields =
                     decode_end(trailing).map_err(|_| corrupt("the fields of a step's end cannot be decoded"))?;
-                let (status, artifacts, usage) = (fields.refine(status), fields.artifacts, fields.usage);
+                let status = fields.refine(status);
+                let EndFields { artifacts, usage, tests, .. } = fields;
+                let tests = tests.map(Box::new);
                 let seq = self.finish_attempts(step, 0..=u32::MAX, at_ms);
                 return Ok(self.last(BuildEvent::StepEnd {
                     seq,
@@ -296,6 +298,7 @@ impl Cursor {
                     message,
                     artifacts,
                     usage,
+                    tests,
                 }));
             }
             Record::ChainFailed { at_ms, step, exit_code, message } => BuildEvent::ChainFailed {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{BuildRef, CacheMissReason, PlanSummary};
-use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus, StepUsage};
+use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StepIndex, StepStatus, StepUsage, TestResults};
 
 /// The constant data of a run; the journal's header. Step ids derive from the run's id and the index, unless
 /// a server assigned them.
@@ -167,6 +167,8 @@ pub struct StepEndDetails {
     pub allowed: Option<StepStatus>,
     /// What the step's processes used of the machine, if that is known.
     pub usage: Option<StepUsage>,
+    /// The results of its tests, if its outputs have some.
+    pub tests: Option<Box<TestResults>>,
 }
 
 #[cfg(test)]

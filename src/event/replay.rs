@@ -20,7 +20,7 @@ use super::{
     },
     trailing::{decode_end, decode_retry},
 };
-use crate::model::{SnapshotRef, StepStatus};
+use crate::model::{ArtifactRef, SnapshotRef, StepStatus};
 
 /// Opens the journal of a run in `dir`, the run's [`RunDir::Kept`](super::RunDir::Kept). If the run is still
 /// active, events that it writes later are not seen.
@@ -134,6 +134,8 @@ pub struct StepRecord {
     pub message: Option<Arc<str>>,
     /// The attempts whose command failed and that were followed by another, and their exit codes.
     pub failed_attempts: Vec<(u32, i32)>,
+    /// Its artifacts, such as outputs.
+    pub artifacts: Vec<ArtifactRef>,
 }
 
 /// Returns the state of each step of the run in `dir`, in the order of the plan. Logs are not read.
@@ -160,6 +162,7 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
             duration_ms: None,
             message: None,
             failed_attempts: Vec::new(),
+            artifacts: Vec::new(),
         })
         .collect();
     while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
@@ -188,6 +191,7 @@ pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalErr
                     record.duration_ms = Some(duration_ms);
                     record.message = message.map(Arc::from);
                     record.exit_code = Some(exit_code);
+                    record.artifacts = decode_end(trailing).map(|fields| fields.artifacts).unwrap_or_default();
                     record.snapshot = snapshot.map(SnapshotRef::from).or(record.snapshot.take());
                 }
             }

@@ -2,7 +2,7 @@
 //! were added before it. A record in which all of them are empty ends before them, as if they did not exist,
 //! and a reader ignores what follows the fields that it knows.
 
-use crate::model::{ArtifactRef, StepStatus, StepUsage};
+use crate::model::{ArtifactRef, FailedTest, StepStatus, StepUsage, TestResults};
 
 /// The maximum size of one step's artifacts in a record, in bytes.
 const MAX_ARTIFACTS_BYTES: usize = 512 << 10;
@@ -67,6 +67,7 @@ pub(super) struct EndFields {
     pub(super) artifacts: Vec<ArtifactRef>,
     pub(super) refinement: Option<Refinement>,
     pub(super) usage: Option<StepUsage>,
+    pub(super) tests: Option<TestResults>,
 }
 
 impl EndFields {
@@ -80,8 +81,7 @@ impl EndFields {
 /// refinement nor a usage.
 pub(super) fn encode_end<'a>(
     artifacts: impl Iterator<Item = (&'a str, &'a str, u64)>,
-    refinement: Option<Refinement>,
-    usage: Option<StepUsage>,
+    (refinement, usage, tests): (Option<Refinement>, Option<StepUsage>, Option<&TestResults>),
 ) -> Vec<u8> {
     let (mut bytes, mut all, mut left_out) = (0, Vec::new(), 0_usize);
     for artifact in artifacts {
@@ -95,14 +95,20 @@ pub(super) fn encode_end<'a>(
     if left_out > 0 {
         tracing::warn!("{left_out} artifacts of a step are not recorded because their names are too long");
     }
-    if all.is_empty() && refinement.is_none() && usage.is_none() {
+    if all.is_empty() && refinement.is_none() && usage.is_none() && tests.is_none() {
         return Vec::new();
     }
     // These types cannot fail to encode.
     let mut fields = postcard::to_stdvec(&all).unwrap_or_default();
-    if let Some(StepUsage { peak_memory_bytes, cpu_ms, .. }) = usage {
+    if usage.is_some() || tests.is_some() {
         fields.push(refinement.map_or(NO_REFINEMENT, Refinement::code));
+        // No usage is one of nothing.
+        let StepUsage { peak_memory_bytes, cpu_ms, .. } = usage.unwrap_or_default();
         fields.extend(postcard::to_stdvec(&(peak_memory_bytes, cpu_ms)).unwrap_or_default());
+        if let Some(TestResults { tests, failed, skipped, failures, .. }) = tests {
+            let failures: Vec<_> = failures.iter().map(|failure| (&*failure.name, &*failure.message)).collect();
+            fields.extend(postcard::to_stdvec(&(tests, failed, skipped, failures)).unwrap_or_default());
+        }
     } else {
         fields.extend(refinement.map(Refinement::code));
     }
@@ -119,14 +125,22 @@ pub(super) fn decode_end(bytes: &[u8]) -> Result<EndFields, postcard::Error> {
     let Some((code, later_fields)) = later_fields.split_first() else {
         return Ok(EndFields { artifacts, ..EndFields::default() });
     };
-    let usage = match later_fields {
-        [] => None,
-        fields => {
-            let ((peak_memory_bytes, cpu_ms), _) = postcard::take_from_bytes(fields)?;
-            Some(StepUsage::new(peak_memory_bytes, cpu_ms))
-        }
-    };
-    Ok(EndFields { artifacts, refinement: Refinement::with_code(*code), usage })
+    let refinement = Refinement::with_code(*code);
+    if later_fields.is_empty() {
+        return Ok(EndFields { artifacts, refinement, ..EndFields::default() });
+    }
+    let ((peak_memory_bytes, cpu_ms), later_fields) = postcard::take_from_bytes(later_fields)?;
+    let usage = Some(StepUsage::new(peak_memory_bytes, cpu_ms)).filter(|usage| *usage != StepUsage::default());
+    let tests = if later_fields.is_empty() { None } else { Some(decode_tests(later_fields)?) };
+    Ok(EndFields { artifacts, refinement, usage, tests })
+}
+
+/// Decodes the results of tests. Any bytes after them belong to a later version.
+fn decode_tests(bytes: &[u8]) -> Result<TestResults, postcard::Error> {
+    type Fields = (u32, u32, u32, Vec<(String, String)>);
+    let ((tests, failed, skipped, failures), _later_fields) = postcard::take_from_bytes::<Fields>(bytes)?;
+    let failures = failures.into_iter().map(|(name, message)| FailedTest { name, message }).collect();
+    Ok(TestResults { tests, failed, skipped, failures })
 }
 
 /// Encodes the trailing field of a retry: the command's exit code, if the command failed.
@@ -175,7 +189,7 @@ mod tests {
     #[test]
     fn an_end_without_trailing_fields_is_as_it_was_before_they_existed() {
         let artifacts: [(&str, &str, u64); 0] = [];
-        assert_eq!(encode_end(artifacts.into_iter(), None, None), [0_u8; 0]);
+        assert_eq!(encode_end(artifacts.into_iter(), (None, None, None)), [0_u8; 0]);
         assert_eq!(decoded(&payload(&[])), EndFields::default());
         assert!(decode_end(&[200]).is_err());
     }
@@ -184,21 +198,27 @@ mod tests {
     fn artifacts_survive_and_later_fields_may_follow() {
         let artifacts = [("out/a.txt", "text/plain", 3), ("b", "", u64::MAX)];
         let usage = Some(StepUsage::new(u64::MAX, 7));
-        for (refinement, usage) in
-            [(None, None), (Some(Refinement::Flaky), None), (None, usage), (Some(Refinement::Allowed), usage)]
-        {
-            let mut fields = encode_end(artifacts.into_iter(), refinement, usage);
-            if usage.is_some() {
+        let failures = vec![FailedTest { name: "a".into(), message: "b".into() }];
+        let tests = Some(TestResults { tests: 9, failed: 1, skipped: 2, failures });
+        for (refinement, usage, tests) in [
+            (None, None, None),
+            (Some(Refinement::Flaky), None, None),
+            (None, usage, None),
+            (None, None, tests.clone()),
+            (Some(Refinement::Allowed), usage, tests),
+        ] {
+            let mut fields = encode_end(artifacts.into_iter(), (refinement, usage, tests.as_ref()));
+            if tests.is_some() {
                 fields.extend_from_slice(b"later");
             }
             let found = decoded(&payload(&fields));
-            assert_eq!((found.refinement, found.usage), (refinement, usage));
+            assert_eq!((found.refinement, found.usage, &found.tests), (refinement, usage, &tests));
             let found: Vec<_> = found.artifacts.iter().map(|it| (&*it.key, &*it.mime, it.size_bytes)).collect();
             assert_eq!(found, artifacts);
         }
         // Too many for a record: only those that fit are kept.
         let long = "x".repeat(100_000);
-        let fields = encode_end((0..20).map(|size| (&*long, "", size)), Some(Refinement::Flaky), None);
+        let fields = encode_end((0..20).map(|size| (&*long, "", size)), (Some(Refinement::Flaky), None, None));
         assert!(fields.len() < MAX_RECORD_BYTES / 2);
         let found = decode_end(&fields).unwrap();
         assert_eq!((found.artifacts.len(), found.refinement), (5, Some(Refinement::Flaky)));
@@ -209,7 +229,7 @@ mod tests {
         use StepStatus::{CacheHit, Failed, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut};
         let none: [(&str, &str, u64); 0] = [];
         for (status, base) in [(Flaky, Passed), (FailedAllowed, Failed), (Passed, Passed)] {
-            let fields = decoded(&payload(&encode_end(none.into_iter(), Refinement::of(status), None)));
+            let fields = decoded(&payload(&encode_end(none.into_iter(), (Refinement::of(status), None, None))));
             assert_eq!(fields.refine(base), status);
         }
         for status in [TimedOut, OutOfMemory] {

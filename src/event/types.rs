@@ -9,7 +9,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::{ArtifactRef, BuildRef, CacheMissReason, Connection, SnapshotRef, StdStream, StepStatus, StepUsage};
+use crate::model::{
+    ArtifactRef, BuildRef, CacheMissReason, Connection, SnapshotRef, StdStream, StepStatus, StepUsage, TestResults,
+};
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
 /// or is removed.
@@ -199,6 +201,9 @@ pub enum BuildEvent {
         /// the processor times of all attempts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         usage: Option<StepUsage>,
+        /// The results of its tests, if its outputs have some, with secrets masked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tests: Option<Box<TestResults>>,
     },
     /// A connection of a step with a network of its own ended, or the step may not make it.
     Connection {

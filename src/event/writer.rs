@@ -77,7 +77,13 @@ impl EventWriter {
                 let artifacts: Vec<_> =
                     artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
                 let artifacts = artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size));
-                let trailing = encode_end(artifacts, Refinement::of(status), details.usage);
+                let mut tests = details.tests;
+                for failure in tests.iter_mut().flat_map(|tests| &mut tests.failures) {
+                    failure.name = self.shared.mask_text(&failure.name).into_owned();
+                    failure.message = self.shared.mask_text(&failure.message).into_owned();
+                }
+                let extra = (Refinement::of(status), details.usage, tests.as_deref());
+                let trailing = encode_end(artifacts, extra);
                 let recorded = details.allowed.filter(|_| status == StepStatus::FailedAllowed).unwrap_or(status);
                 pending.push(&Record::StepEnd {
                     at_ms,

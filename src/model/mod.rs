@@ -13,6 +13,7 @@ mod pool;
 mod secrets;
 mod snapshot;
 mod step;
+mod test_results;
 mod usage;
 
 pub use build::{BuildRef, BuildStatus};
@@ -23,4 +24,5 @@ pub use pool::Pool;
 pub use secrets::Secrets;
 pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};
 pub use step::{CacheMissReason, StdStream, StepIndex, StepStatus};
+pub use test_results::{FailedTest, TestResults};
 pub use usage::StepUsage;

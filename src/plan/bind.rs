@@ -42,7 +42,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         binder.check_lineage(step, &mut steps);
     }
     let inputs = binder.resolve_inputs(&mut steps);
-    let Binder { mut problems, used_images, outcomes, used_tables, left_out, .. } = binder;
+    let Binder { mut problems, used_images, outcomes, outputs, used_tables, left_out, .. } = binder;
     problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
@@ -50,6 +50,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         steps: steps.into_iter().flatten().collect(),
         timeout: plan.pipeline().timeout_seconds.map(seconds).into_iter().chain(options.timeout).min(),
         outcomes,
+        outputs,
         inputs,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
@@ -82,6 +83,8 @@ struct Binder<'a> {
     without_args: BTreeSet<RunnerIndex>,
     /// The steps whose failures are allowed or retried.
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The patterns of the files that steps leave for the user.
+    outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
     /// The inputs of steps as they are written, and the table that sets them.
     inputs: Vec<(StepIndex, Vec<InputEntry>, Option<Arc<str>>)>,
     /// The tables of the options that match a step, by position.
@@ -107,6 +110,7 @@ impl<'a> Binder<'a> {
             no_args: Value::Object(Map::new()),
             without_args: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            outputs: BTreeMap::new(),
             inputs: Vec::new(),
             used_tables: BTreeSet::new(),
             left_out: BTreeMap::new(),
@@ -150,6 +154,26 @@ impl<'a> Binder<'a> {
             }
             if taken.rules != OutcomeRules::default() {
                 self.outcomes.insert(at, taken.rules);
+            }
+            if taken.outputs.is_empty() {
+                // Most steps have none.
+            } else if descriptor.capabilities.outputs {
+                self.outputs.insert(at, taken.outputs.into());
+            } else {
+                let (name, runner) = (bind_args::OUTPUTS, Arc::clone(&descriptor.name));
+                let reason = "this runner cannot copy files of its steps: use another one, such as `sandbox`";
+                match found.get(name).filter(|from| from.is_general()) {
+                    Some(from) => {
+                        let (source, reason) = (Arc::clone(&from.arg.source), reason.into());
+                        let arg = LeftOutArg { name: name.into(), source, runner, reason };
+                        *self.left_out.entry(arg).or_default() += 1;
+                    }
+                    None => {
+                        let (path, message) = (format!("runner_args.{name}"), reason.into());
+                        let kind = ProblemKind::RunnerArgs { runner, path, message };
+                        self.problems.add(place(), set_in_table(kind, &found));
+                    }
+                }
             }
             if !taken.inputs.is_empty() {
                 let from = found.get("inputs").map(|from| Arc::clone(&from.arg.source));

@@ -1,10 +1,11 @@
-//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries` and
-//! `inputs`.
+//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries`,
+//! `outputs` and `inputs`.
 //!
-//! They are taken out of its `runner_args`, so the runner does not have them. The first two say what a
-//! failure of the step means, and are in no cache key. Inputs are in keys with their contents.
+//! They are taken out of its `runner_args`, so the runner does not have them. The first three say what a
+//! failure of the step means, and which files the user gets. They change nothing that the step sees, and are
+//! in no cache key. Inputs are in keys with their contents.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value};
@@ -13,12 +14,14 @@ use super::inputs::{InputEntry, MOST_INPUTS};
 use crate::{
     ir::ProblemKind,
     model::{OutcomeRules, SoftFail},
+    tree::{MOST_PATTERNS, PatternError},
 };
 
 /// The names of these arguments. Runners cannot have arguments with such names.
 const SOFT_FAIL: &str = "soft_fail";
 const RETRIES: &str = "retries";
 const INPUTS: &str = "inputs";
+pub(super) const OUTPUTS: &str = "outputs";
 
 /// The maximum of `retries`.
 const MAX_RETRIES: u8 = 10;
@@ -35,6 +38,9 @@ struct EngineArgs {
     /// Files of other steps that the step gets, read-only: `STEP:/PATH`, and the path at which it gets them.
     /// The step must wait for them.
     inputs: BTreeMap<String, String>,
+    /// The files that are copied to `.hm/out` of the source directory: patterns, relative to the work
+    /// directory.
+    outputs: Vec<String>,
 }
 
 #[derive(JsonSchema)]
@@ -57,6 +63,8 @@ pub(super) struct Taken {
     pub(super) rules: OutcomeRules,
     /// The files of other steps, by target.
     pub(super) inputs: Vec<InputEntry>,
+    /// The patterns of the files to copy.
+    pub(super) outputs: Vec<Arc<str>>,
     /// The runner's arguments, if there are any.
     pub(super) rest: Option<Value>,
     pub(super) problems: Vec<ProblemKind>,
@@ -65,7 +73,7 @@ pub(super) struct Taken {
 /// Takes the engine's arguments out of a step's `runner_args`. Returns `None` if there are none.
 pub(super) fn take(args: &Value) -> Option<Taken> {
     let args = args.as_object()?;
-    if ![SOFT_FAIL, RETRIES, INPUTS].iter().any(|name| args.contains_key(*name)) {
+    if ![SOFT_FAIL, RETRIES, OUTPUTS, INPUTS].iter().any(|name| args.contains_key(*name)) {
         return None;
     }
     let mut problems = Vec::new();
@@ -79,15 +87,20 @@ pub(super) fn take(args: &Value) -> Option<Taken> {
         problems.push(problem);
         0
     });
+    let outputs = args.get(OUTPUTS).map_or(Ok(Vec::new()), outputs);
+    let outputs = outputs.unwrap_or_else(|problem| {
+        problems.push(problem);
+        Vec::new()
+    });
     let inputs = args.get(INPUTS).map_or(Ok(Vec::new()), inputs);
     let inputs = inputs.unwrap_or_else(|problem| {
         problems.push(problem);
         Vec::new()
     });
-    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES | INPUTS));
+    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES | OUTPUTS | INPUTS));
     let rest: Map<_, _> = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
     let rest = (!rest.is_empty()).then_some(Value::Object(rest));
-    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), inputs, rest, problems })
+    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), outputs, inputs, rest, problems })
 }
 
 fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
@@ -113,6 +126,34 @@ fn retries(value: &Value) -> Result<u8, ProblemKind> {
         Some(Ok(retries @ 0..=MAX_RETRIES)) => Ok(retries),
         None if value.is_null() => Ok(0),
         _ => Err(wrong(RETRIES, "a whole number from 0 to 10", value_text(value))),
+    }
+}
+
+fn outputs(value: &Value) -> Result<Vec<Arc<str>>, ProblemKind> {
+    const EXPECTED: &str = "a list of at most 64 patterns of files, such as [\"reports/**/*.xml\"]";
+    let patterns = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(patterns) if patterns.len() <= MOST_PATTERNS => patterns,
+        value => return Err(wrong(OUTPUTS, EXPECTED, value_text(value))),
+    };
+    let pattern = |(at, pattern): (usize, &Value)| -> Result<Arc<str>, ProblemKind> {
+        let place = || format!("{OUTPUTS}[{at}]");
+        let text = pattern.as_str().ok_or_else(|| wrong(&place(), "a pattern of files", value_text(pattern)))?;
+        match crate::outputs::check([text]) {
+            Ok(()) => Ok(text.into()),
+            Err((_, error)) => Err(wrong(&place(), reason(&error), value_text(pattern))),
+        }
+    };
+    patterns.iter().enumerate().map(pattern).collect()
+}
+
+/// Returns what is expected of a pattern that is wrong for this reason.
+fn reason(error: &PatternError) -> &'static str {
+    match error {
+        PatternError::Empty => "a pattern of files, such as \"reports/**/*.xml\"",
+        PatternError::Up => "a pattern without `..`",
+        PatternError::TooLong => "a pattern with at most 62 names",
+        _ => "a pattern of `*`, `?`, `[a-z]` and, as a whole name, `**`",
     }
 }
 

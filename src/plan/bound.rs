@@ -53,6 +53,8 @@ pub struct BoundPlan {
     pub timeout: Option<Duration>,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The patterns of the files that steps leave for the user.
+    pub outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
     /// The files of other steps that steps get.
     pub inputs: BTreeMap<StepIndex, Vec<PlannedInput>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
@@ -76,6 +78,13 @@ impl BoundPlan {
     #[must_use]
     pub fn runner(&self, step: StepIndex) -> &RunnerDescriptor {
         &self.runners[usize::from(self.step(step).runner.0)]
+    }
+
+    /// Returns whether the files of a step that was found in a cache are needed here: as inputs of other steps,
+    /// or for its outputs.
+    #[must_use]
+    pub fn needs_files(&self, step: StepIndex) -> bool {
+        self.step(step).is_input || self.outputs.contains_key(&step)
     }
 
     /// Returns what the snapshot of `step` is needed for. `is_published` is whether the cache needs it.

@@ -18,7 +18,23 @@ pub fn checkout(dir: &Path) -> Option<PathBuf> {
 fn checkout_below(dir: &Path, home: Option<&Path>) -> Option<PathBuf> {
     let is_home = |dir: &Path| dir.parent().is_none() || home.is_some_and(|home| home.starts_with(dir));
     let above = dir.ancestors().take_while(|dir| !is_home(dir));
-    above.filter(|dir| dir.join(".git").exists() || dir.join(".hm").exists()).last().map(Path::to_path_buf)
+    above.filter(|dir| dir.join(".git").exists() || is_hm_dir(&dir.join(".hm"))).last().map(Path::to_path_buf)
+}
+
+fn is_hm_dir(path: &Path) -> bool {
+    path.exists() && !has_only_outputs(path)
+}
+
+/// The directory in `.hm` of the outputs of steps.
+pub(crate) const OUT: &str = "out";
+
+/// Returns whether a `.hm` directory has nothing but `out`, which a run has made for the outputs of its
+/// steps. It is no project's.
+#[must_use]
+pub fn has_only_outputs(hm_dir: &Path) -> bool {
+    let Ok(mut entries) = hm_dir.read_dir() else { return false };
+    let first = entries.next();
+    first.is_some_and(|entry| entry.is_ok_and(|entry| entry.file_name() == OUT)) && entries.next().is_none()
 }
 
 /// Returns whether `path` exists and belongs to this user, to root, or to the owner of `dir`. In a directory

@@ -25,8 +25,8 @@ use rustix::{
     io::Errno,
 };
 
-pub(crate) use checkout::repository_above;
-pub use checkout::{checkout, is_own};
+pub(crate) use checkout::{OUT, repository_above};
+pub use checkout::{checkout, has_only_outputs, is_own};
 pub use error::{ProjectFileError, ProjectFileErrorKind};
 pub(crate) use gitdir::{common_dir, git_dir};
 pub(crate) use plain::read_plain;

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{awake, event::EventBus, model::Secrets, source::RunSource, sync::Mutex};
+use crate::{awake, event::EventBus, model::Secrets, outputs::StepOutputs, source::RunSource, sync::Mutex};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,6 +52,10 @@ pub struct StepContext {
     pub cache_owner: Option<Arc<CacheOwner>>,
     /// Where runners that can trace keep the traces of steps; `None` if steps are not to be traced.
     pub traces: Option<Arc<Path>>,
+    /// The outputs that the step has asked for. A runner with the capability
+    /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
+    /// did.
+    pub(crate) outputs: Option<Arc<StepOutputs>>,
     reasons: Reasons,
     at_end: AtEnd,
 }
@@ -139,6 +143,7 @@ impl StepContext {
             snapshot_travels: true,
             cache_owner: None,
             traces: None,
+            outputs: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -159,6 +164,7 @@ impl StepContext {
             snapshot_travels,
             cache_owner: self.cache_owner.clone(),
             traces: self.traces.clone(),
+            outputs: None,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }

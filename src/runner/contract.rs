@@ -119,13 +119,24 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
         async { Err(RunnerError::unsupported("this runner cannot read files of other steps")) }
     }
 
+    /// Copies the outputs of a step whose result, `snapshot`, the cache has. The context is that of the run,
+    /// and has the outputs. Called for runners with the capability [`outputs`](RunnerCapabilities::outputs).
+    /// Problems are warnings.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no half file.
+    fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) -> impl Future<Output = ()> + Send {
+        let _ = (ctx, snapshot);
+        async {}
+    }
+
     /// Returns what the runner promises. Called when a plan is bound.
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
     }
 
     /// Returns the arguments that the runner takes in `runner_args`. Called when a plan is bound. The names
-    /// `soft_fail`, `retries` and `inputs` belong to the engine: a runner never gets them.
+    /// `soft_fail`, `retries`, `outputs` and `inputs` belong to the engine: a runner never gets them.
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::none()
     }
@@ -174,6 +185,10 @@ impl<R: StepRunner> StepRunner for Arc<R> {
         input: &InputFiles,
     ) -> impl Future<Output = Result<[u8; 32], RunnerError>> + Send {
         R::input_digest(self, source, input)
+    }
+
+    fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) -> impl Future<Output = ()> + Send {
+        R::copy_outputs(self, ctx, snapshot)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

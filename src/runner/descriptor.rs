@@ -49,6 +49,9 @@ pub struct RunnerCapabilities {
     pub private_network: bool,
     /// Mounts the cache directories of a step's `runner_args`: [`Limits::caches`](super::Limits).
     pub cache_dirs: bool,
+    /// Copies the files that a step names as its `outputs` to the user's directory: those of ended commands,
+    /// and those of results that the cache has.
+    pub outputs: bool,
     /// Shows files of other steps to a step, read-only: [`ExecutorInput::inputs`](super::ExecutorInput).
     pub inputs: bool,
     /// Records what steps read, if the run asks for it: [`StepContext::traces`](super::StepContext::traces).

@@ -61,6 +61,16 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(None) })
     }
 
+    /// Copies the outputs of a cached result; see [`StepRunner::copy_outputs`].
+    fn copy_outputs<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        snapshot: SnapshotRef,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        let _ = (ctx, snapshot);
+        Box::pin(async {})
+    }
+
     /// Returns the digest of files of another step; see [`StepRunner::input_digest`].
     fn input_digest<'a>(
         &'a self,
@@ -118,6 +128,10 @@ impl<R: StepRunner> DynStepRunner for R {
         Box::pin(StepRunner::cache_identity(self, image))
     }
 
+    fn copy_outputs<'a>(&'a self, ctx: &'a StepContext, snapshot: SnapshotRef) -> Boxed<'a, ()> {
+        Box::pin(StepRunner::copy_outputs(self, ctx, snapshot))
+    }
+
     fn input_digest<'a>(
         &'a self,
         source: &'a RunSource,
@@ -173,6 +187,10 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         DynStepRunner::cache_identity(&self.runner, image)
+    }
+
+    fn copy_outputs<'a>(&'a self, ctx: &'a StepContext, snapshot: SnapshotRef) -> Boxed<'a, ()> {
+        DynStepRunner::copy_outputs(&self.runner, ctx, snapshot)
     }
 
     fn input_digest<'a>(

@@ -4,10 +4,16 @@
 //! The input is a snapshot of the store. The output is its entry there, by run and step, which `hm shell` and
 //! `hm cp` look up. This module does not know how the snapshot was made.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
 
 use super::{ExecutorInput, RunnerError, RunnerErrorKind, SnapshotRef};
-use crate::store::{KeepAs, SnapshotConfig, Store};
+use crate::{
+    awake,
+    outputs::StepOutputs,
+    store::{KeepAs, SnapshotConfig, Store},
+};
 
 /// Returns whether the filesystem of an attempt with this result is worth inspecting: the command ran, and is
 /// not retried.
@@ -21,6 +27,28 @@ pub(super) fn is_worth_keeping(ended: &Result<i32, RunnerError>) -> bool {
                 | RunnerErrorKind::OutOfMemory
                 | RunnerErrorKind::TooManyProcesses
         ),
+    }
+}
+
+/// Returns whether the command of an attempt with this result has run, so that its files are what it left.
+pub(super) fn has_files(ended: &Result<i32, RunnerError>) -> bool {
+    ended.is_ok() || is_worth_keeping(ended)
+}
+
+/// How long outputs may still be copied after the step is to end, at its time limit or by the user.
+const COPY_LINGER: Duration = Duration::from_secs(3);
+
+/// Waits for the copies of a step's outputs. They are given up soon after the step is to end, so that the
+/// result of a command that ended in time stays what it is.
+pub(super) async fn copied(cancel: &CancellationToken, outputs: &StepOutputs, copying: impl Future<Output = ()>) {
+    let is_over = async {
+        cancel.cancelled().await;
+        awake::sleep(COPY_LINGER).await;
+    };
+    tokio::select! {
+        biased;
+        () = copying => {}
+        () = is_over => outputs.failed("the step was to end while they were copied"),
     }
 }
 
@@ -60,4 +88,24 @@ async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, 
 fn warn(input: &ExecutorInput, error: impl fmt::Display) {
     let step = &*input.step.key;
     tracing::warn!(step, %error, "failed to keep the step's files; `hm shell` and `hm cp` will not find them");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::outputs::OutputPlace;
+
+    #[tokio::test]
+    async fn copies_are_given_up_soon_after_the_step_is_to_end() {
+        let place = OutputPlace { source_dir: "/none".into(), pipeline: "ci".into(), step: "a".into() };
+        let outputs = StepOutputs::new(Arc::from([]), place);
+        let cancel = CancellationToken::new();
+        let has_ended = AtomicBool::new(false);
+        copied(&cancel, &outputs, async { has_ended.store(true, Ordering::Relaxed) }).await;
+        assert!(has_ended.load(Ordering::Relaxed));
+        cancel.cancel();
+        copied(&cancel, &outputs, std::future::pending()).await;
+    }
 }

@@ -118,6 +118,21 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         }
     }
 
+    /// Lets the runner at `index` copy the outputs of a cached result; see
+    /// [`StepRunner::copy_outputs`](super::StepRunner::copy_outputs).
+    fn copy_outputs(
+        &self,
+        index: RunnerIndex,
+        ctx: &StepContext,
+        snapshot: SnapshotRef,
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            if let Some((_, runner)) = self.at(index) {
+                runner.copy_outputs(ctx, snapshot).await;
+            }
+        }
+    }
+
     /// Asks the runner at `index` for the digest of files of another step; see
     /// [`StepRunner::input_digest`](super::StepRunner::input_digest).
     ///

@@ -26,6 +26,7 @@ use super::{
     caching::{Caching, CachingScope, JobDone, is_cached},
     critical_path::priorities,
     executor::{self, Attempt, AttemptReport},
+    outputs::{clear_outputs, outputs_of},
     policy::{MemoryRules, Placement, Policy, Rules, StopReason},
     progress::BuildProgress,
 };
@@ -127,11 +128,13 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
     let archives = Arc::clone(&context.archives);
+    clear_outputs(&plan, &build, &archives).await;
     let scope = CachingScope {
         plan: &plan,
         cache: cache.as_ref(),
         remote: remote.as_deref(),
         archives: &archives,
+        outputs: Some((&context, &build)),
         probe_limit,
     };
     let mut caching = Caching::new(&*runners, scope, &unprobed);
@@ -171,12 +174,9 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             while let Some(start) = caching.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
                 let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
-                let attempt = Attempt {
-                    start,
-                    runner: bound.runner,
-                    timeout: bound.timeout,
-                    context: context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels()),
-                };
+                let mut context = context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels());
+                context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
+                let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout, context };
                 let span = tracing::info_span!(
                     "step",
                     key = &*bound.step.key,

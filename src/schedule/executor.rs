@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use super::policy::{AttemptEnd, Start};
 use crate::{
     awake,
-    model::{ArtifactRef, SnapshotRef, StepUsage},
+    model::{ArtifactRef, SnapshotRef, StepUsage, TestResults},
     runner::{
         CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, StepContext, StepResult,
     },
@@ -46,6 +46,7 @@ pub(super) struct AttemptReport {
     pub(super) snapshot: Option<SnapshotRef>,
     pub(super) artifacts: Vec<ArtifactRef>,
     pub(super) usage: Option<StepUsage>,
+    pub(super) tests: Option<Box<TestResults>>,
     pub(super) message: Option<Arc<str>>,
 }
 
@@ -99,6 +100,8 @@ async fn supervise(
 /// Makes the report of an attempt. `ended` is `None` if the runner was abandoned.
 fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
     let Attempt { start, timeout, context, .. } = attempt;
+    let collected = context.outputs.as_ref().map(|outputs| outputs.take()).unwrap_or_default();
+    let tests = collected.tests.map(Box::new);
     let interrupted = || match (context.cancel_reason(), timeout) {
         (CancelReason::Cancelled, _) => (AttemptEnd::Canceled, None),
         (CancelReason::TimedOut, Some(timeout)) if context.interrupted_alone() => {
@@ -114,7 +117,9 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
         Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage, hint }))) => {
             let end = AttemptEnd::Exited(exit_code);
             let message = hint.filter(|_| exit_code != 0).map(Arc::from);
-            return AttemptReport { start: *start, end, snapshot, artifacts, usage, message };
+            let mut artifacts = artifacts;
+            artifacts.extend(collected.artifacts);
+            return AttemptReport { start: *start, end, snapshot, artifacts, usage, tests, message };
         }
         Some(Ok(Err(error))) => match error.kind() {
             RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
@@ -152,7 +157,7 @@ fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
         }
     };
     let message = message.map(Arc::from);
-    AttemptReport { start: *start, end, snapshot: None, artifacts: Vec::new(), usage, message }
+    AttemptReport { start: *start, end, snapshot: None, artifacts: collected.artifacts, usage, tests, message }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU64, sync::Arc, time::Duration};
 
 use crate::{
     event::step_id,
-    model::{ArtifactRef, StepIndex, StepStatus, StepUsage},
+    model::{ArtifactRef, StepIndex, StepStatus, StepUsage, TestResults},
     outcome::{BuildOutcome, StepResultSummary},
     plan::BoundPlan,
 };
@@ -45,14 +45,32 @@ impl Record {
     }
 }
 
+/// What some steps have left, by step.
+#[derive(Debug, Default)]
+pub(super) struct Leavings {
+    pub(super) artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
+    /// The usages of the attempts that were measured.
+    pub(super) usages: BTreeMap<StepIndex, StepUsage>,
+    pub(super) tests: BTreeMap<StepIndex, TestResults>,
+}
+
+impl Leavings {
+    /// Adds the artifacts of a step, and the results of its tests.
+    pub(super) fn add(&mut self, step: StepIndex, artifacts: &[ArtifactRef], tests: Option<&TestResults>) {
+        if !artifacts.is_empty() {
+            self.artifacts.insert(step, artifacts.to_vec());
+        }
+        self.tests.extend(tests.map(|tests| (step, tests.clone())));
+    }
+}
+
 /// A build that has ended. It does not refer to the plan.
 #[derive(Debug)]
 pub(super) struct FinishedBuild {
     pub(super) records: Vec<Record>,
     /// The status and the number of attempts, by step.
     pub(super) ends: Vec<(Option<StepStatus>, u32)>,
-    pub(super) artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
-    pub(super) usages: BTreeMap<StepIndex, StepUsage>,
+    pub(super) leavings: Leavings,
     /// The outcome without its steps.
     pub(super) outcome: BuildOutcome,
 }
@@ -61,7 +79,7 @@ impl FinishedBuild {
     /// Returns the outcome. The plan is dropped before its steps get their summaries, so that a large build
     /// needs no memory for both.
     pub(super) fn outcome(self, plan: BoundPlan) -> BuildOutcome {
-        let Self { records, ends, mut artifacts, usages, mut outcome } = self;
+        let Self { records, ends, leavings: Leavings { mut artifacts, usages, mut tests }, mut outcome } = self;
         let keys: Vec<_> = plan.steps.iter().map(|bound| Arc::clone(&bound.step.key)).collect();
         drop(plan);
         let run_id = outcome.build.run_id;
@@ -75,6 +93,7 @@ impl FinishedBuild {
             attempts,
             artifacts: artifacts.remove(&step).unwrap_or_default(),
             usage: usages.get(&step).copied(),
+            tests: tests.remove(&step),
         });
         outcome.steps = summaries.collect();
         outcome

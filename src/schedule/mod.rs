@@ -13,6 +13,7 @@ mod executor;
 mod finished;
 #[cfg(test)]
 mod fixture;
+mod outputs;
 mod policy;
 mod progress;
 mod ranks;

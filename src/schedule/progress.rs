@@ -4,22 +4,21 @@
 //! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
 //! finally the outcome. The module knows no runtime, and nothing here waits.
 
-use std::{collections::BTreeMap, io, iter, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, iter, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
     executor::AttemptReport,
-    finished::{FinishedBuild, Record},
+    finished::{FinishedBuild, Leavings, Record},
     policy::{Answer, AttemptEnd, OUT_OF_MEMORY, Policy, Start, StopReason},
 };
 use crate::{
     event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
-    model::{
-        ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
-    },
+    model::{ArchiveId, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
     outcome::BuildOutcome,
+    outputs::Collected,
     plan::{BoundPlan, PlannedInput, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, InputFiles, RunnerIndex},
 };
@@ -33,9 +32,7 @@ pub(super) struct BuildProgress<'plan> {
     records: Vec<Record>,
     /// The snapshots, by step; none before the first step has one.
     snapshots: Vec<Option<SnapshotRef>>,
-    artifacts: BTreeMap<StepIndex, Vec<ArtifactRef>>,
-    /// The usages of the attempts that were measured.
-    usages: BTreeMap<StepIndex, StepUsage>,
+    leavings: Leavings,
     run_id: Uuid,
     archive_id: ArchiveId,
     workdir: Arc<str>,
@@ -56,8 +53,7 @@ impl<'plan> BuildProgress<'plan> {
             events,
             records: vec![Record::default(); plan.steps.len()],
             snapshots: Vec::new(),
-            artifacts: BTreeMap::new(),
-            usages: BTreeMap::new(),
+            leavings: Leavings::default(),
             run_id,
             archive_id,
             workdir: "/workspace".into(),
@@ -78,8 +74,15 @@ impl<'plan> BuildProgress<'plan> {
         self.policy.look_up_next()
     }
 
-    /// Ends a step that the cache has. Returns false if the build's stop has ended it meanwhile.
-    pub(super) fn found(&mut self, step: StepIndex, snapshot: SnapshotRef, now: Duration) -> bool {
+    /// Ends a step that the cache has, and whose outputs were copied. Returns false if the build's stop has
+    /// ended it meanwhile.
+    pub(super) fn found(
+        &mut self,
+        step: StepIndex,
+        snapshot: SnapshotRef,
+        collected: Collected,
+        now: Duration,
+    ) -> bool {
         if !self.policy.looked_up(step, true) {
             return false;
         }
@@ -90,6 +93,8 @@ impl<'plan> BuildProgress<'plan> {
         record.set_exit_code(exit_code);
         record.is_kept = true;
         self.set_snapshot(step, Some(snapshot.clone()));
+        let Collected { artifacts, tests } = collected;
+        self.leavings.add(step, &artifacts, tests.as_ref());
         let end = StateEvent::StepEnd {
             step,
             attempt: 0,
@@ -98,8 +103,8 @@ impl<'plan> BuildProgress<'plan> {
             duration_ms: 0,
             snapshot: Some(snapshot),
             message: None,
-            artifacts: Vec::new(),
-            details: StepEndDetails::default(),
+            artifacts,
+            details: StepEndDetails { tests: tests.map(Box::new), ..StepEndDetails::default() },
         };
         self.emit(now, end);
         true
@@ -193,10 +198,10 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
-        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, message } = report;
-        let usage = usage.map(|usage| self.usages.get(&step).map_or(usage, |before| before.then(usage)));
+        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, tests, message } = report;
+        let usage = usage.map(|usage| self.leavings.usages.get(&step).map_or(usage, |before| before.then(usage)));
         if let Some(usage) = usage {
-            self.usages.insert(step, usage);
+            self.leavings.usages.insert(step, usage);
         }
         let answer = self.policy.attempt_ended(step, end, now);
         let command_code = match end {
@@ -226,12 +231,10 @@ impl<'plan> BuildProgress<'plan> {
         }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        let details = StepEndDetails { usage: self.usages.get(&step).copied(), ..details(status, end) };
+        self.leavings.add(step, &artifacts, tests.as_deref());
+        let details = StepEndDetails { usage: self.leavings.usages.get(&step).copied(), tests, ..details(status, end) };
         let base = details.allowed.unwrap_or(status);
         let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
-        if !artifacts.is_empty() {
-            self.artifacts.insert(step, artifacts.clone());
-        }
         let chain_message = chain_message(status, exit_code, message.as_deref());
         let end = StateEvent::StepEnd {
             step,
@@ -341,8 +344,7 @@ impl<'plan> BuildProgress<'plan> {
         FinishedBuild {
             ends: self.policy.into_ends().collect(),
             records: self.records,
-            artifacts: self.artifacts,
-            usages: self.usages,
+            leavings: self.leavings,
             outcome: BuildOutcome {
                 build,
                 status,
@@ -449,7 +451,7 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, message: None }
+        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, tests: None, message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

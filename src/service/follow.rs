@@ -360,6 +360,7 @@ impl Follow {
             attempts: attempt,
             artifacts: Vec::new(),
             usage: None,
+            tests: None,
         });
         let details = StepEndDetails { allowed, ..StepEndDetails::default() };
         self.emit(StateEvent::StepEnd {

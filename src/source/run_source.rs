@@ -84,7 +84,7 @@ impl RunSource {
         self.id
     }
 
-    /// Returns the user's directory, which is never written to.
+    /// Returns the user's directory. Only outputs of steps are written to it, in `.hm/out`.
     #[must_use]
     pub fn source_dir(&self) -> &Path {
         &self.source_dir

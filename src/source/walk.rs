@@ -34,6 +34,7 @@ use super::{
     threads,
 };
 use crate::{
+    project::{OUT, has_only_outputs},
     store::StoreError,
     sync::{Condvar, Mutex},
     tree,
@@ -196,9 +197,11 @@ impl SourceWalk<'_> {
             let name = entry.file_name().to_bytes();
             found.note(name);
             // Pipelines are not part of the source that they run on. Otherwise, editing one would change
-            // every step's source.
+            // every step's source. Outputs of steps are not part of any source, for the same reason.
             let is_left_out = matches!(name, b"." | b".." | b".git")
-                || job.path.is_empty() && name == PIPELINES.as_bytes() && entry.file_type() != FileType::RegularFile;
+                || job.path.is_empty() && name == PIPELINES.as_bytes() && entry.file_type() != FileType::RegularFile
+                || name == PIPELINES.as_bytes() && has_only_outputs(&dir_path().join(PIPELINES))
+                || name == OUT.as_bytes() && entry.file_type() != FileType::RegularFile && is_pipelines(&dir_path());
             if !is_left_out {
                 names.push(entry.file_name(), entry.file_type());
             }
@@ -245,6 +248,11 @@ impl SourceWalk<'_> {
         list.path.clone_from(&job.path);
         Ok((list, below))
     }
+}
+
+/// Returns whether a directory has pipelines, by its name.
+fn is_pipelines(dir: &Path) -> bool {
+    dir.file_name() == Some(OsStr::new(PIPELINES))
 }
 
 /// Memory of one thread, reused for the next directory.

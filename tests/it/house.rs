@@ -32,6 +32,7 @@ const ORDER: &[&str] = &[
     "ir",
     "project",
     "programs",
+    "outputs",
     "log_file",
     "store",
     "image",

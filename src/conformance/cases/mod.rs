@@ -9,6 +9,7 @@ pub(super) mod isolation;
 pub(super) mod limits;
 pub(super) mod lineage;
 pub(super) mod output;
+pub(super) mod outputs;
 pub(super) mod processes;
 pub(super) mod snapshots;
 pub(super) mod source;

@@ -282,6 +282,7 @@ impl StepRunner for CloudRunner {
             // The engine decides.
             private_network: false,
             cache_dirs: false,
+            outputs: false,
             inputs: false,
             traces: false,
             images: ImageSupport::Portable,

@@ -22,10 +22,11 @@ use super::{
 use crate::{
     blocking,
     image::{ImageOptions, Images, image_identity},
+    model::SnapshotRef,
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
         cleanup_thread::CleanupThread,
-        vm::{BootContext, Output, VmBackend},
+        vm::{BootContext, EndedStep, Output, VmBackend},
     },
     store::{Store, StoreHandle},
     sync::Mutex,
@@ -233,6 +234,17 @@ impl VmBackend for Docker {
         self.boxed_remove(snapshot).await
     }
 
+    async fn copy_outputs(&self, container: &mut Container, step: EndedStep<'_>) {
+        if let Err(error) = container.copy_outputs(step.outputs, step.workdir).await {
+            step.outputs.failed(error.to_line());
+        }
+    }
+
+    async fn copy_snapshot_outputs(&self, ctx: &StepContext, store: &Arc<Store>, snapshot: SnapshotRef) {
+        let sandbox = self.shared.local_trees.sandbox(store, self.shared.options.clone());
+        sandbox.copy_snapshot_outputs(ctx, snapshot).await;
+    }
+
     async fn probe(&self) -> Probe {
         self.boxed_probe().await
     }
@@ -251,6 +263,7 @@ impl VmBackend for Docker {
             limits: true,
             network: true,
             private_network: true,
+            outputs: true,
             images: ImageSupport::Portable,
             ..RunnerCapabilities::default()
         }

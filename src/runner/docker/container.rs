@@ -27,12 +27,14 @@ use super::{
     connection::BRIDGE,
     container_image::{ContainerImage, MAX_LAYERS},
     error::{self, is_missing},
+    outputs,
     processes::Processes,
     shared::{Connection, Shared},
     sweep::{remove_container, remove_image},
 };
 use crate::{
     model::{SnapshotRef, StdStream},
+    outputs::StepOutputs,
     runner::{
         Limits, Network, RunnerError,
         vm::{Command, Injection, Output, Vm},
@@ -331,6 +333,22 @@ impl Container {
                     tracing::debug!(%error, "failed to send SIGTERM to the container");
                 }
             }
+        }
+        .boxed()
+    }
+
+    /// Ends the container, and copies the outputs of its step. The future is boxed as those of a step.
+    pub(super) fn copy_outputs<'a>(
+        &'a mut self,
+        outputs: &'a Arc<StepOutputs>,
+        workdir: &'a str,
+    ) -> BoxFuture<'a, Result<(), RunnerError>> {
+        async move {
+            if !*self.ended.get_mut() {
+                self.kill().await.map_err(error::daemon("kill the container"))?;
+                *self.ended.get_mut() = true;
+            }
+            outputs::copy(&self.connection.client, &self.name, outputs, workdir).await
         }
         .boxed()
     }

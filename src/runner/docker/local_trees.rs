@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::DockerBuilder;
 use crate::{
-    runner::RunnerError,
+    image::ImageOptions,
+    runner::{RunnerError, sandbox::SandboxRunner},
     store::{IdMap, Store},
     userns::{UsernsHelper, UsernsOptions},
 };
@@ -24,6 +25,11 @@ impl LocalTrees {
     /// mapped in them.
     pub(super) async fn prepare(&self, store: &Arc<Store>) -> Result<IdMap, RunnerError> {
         Ok(self.0.prepare_trees(store).await?)
+    }
+
+    /// Returns a sandbox that shows snapshots of the store.
+    pub(super) fn sandbox(&self, store: &Arc<Store>, images: ImageOptions) -> SandboxRunner {
+        SandboxRunner::builder().store(Arc::clone(store)).images(images).userns(Arc::clone(&self.0)).build()
     }
 
     /// Returns how ids are mapped in layers.

@@ -30,6 +30,7 @@ mod labels;
 mod load;
 mod local_trees;
 mod make;
+mod outputs;
 mod processes;
 mod reaper;
 mod shared;

@@ -1,17 +1,29 @@
 //! One attempt: preparing a workspace, running a shell in it, and keeping the workspace.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
     model::SnapshotRef,
+    outputs::{self, Received, StepOutputs},
     runner::{
-        ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, StepContext, StepResult, StepRunner,
+        ExecutorInput, ImageSupport, Probe, RunnerCapabilities, RunnerError, RunnerErrorKind, StepContext, StepResult,
+        StepRunner,
         command::{Helper, StepCommand},
+        kept_steps,
     },
     source::{self, FrozenSource},
     store::{LayerId, Staging, Store, StoreError, StoreHandle},
+    tree,
 };
 
 /// Runs steps as plain processes in private copies of the workspace. Provides no isolation: see the
@@ -88,7 +100,12 @@ impl ProcessRunner {
                 .current_dir(&prepared.workspace)
                 .scratch_dir(prepared.staging.work())
                 .with_helper(Arc::clone(&self.helper));
-            let ended = command.run_measured(ctx, input.step_id).await?;
+            let ended = command.run_measured(ctx, input.step_id).await;
+            if let Some(outputs) = ctx.outputs.as_ref().filter(|_| has_files(&ended)) {
+                let copying = copy_outputs(outputs, prepared.workspace.clone());
+                Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
+            }
+            let ended = ended?;
             let committed_snapshot = if ended.exit_code == 0 && input.cache_lookup.commits() {
                 let Prepared { store, source, staging, .. } = prepared;
                 let kept = source::workspace::keep(&store, staging, &source.id);
@@ -134,9 +151,45 @@ impl StepRunner for ProcessRunner {
             grace: true,
             workspace: true,
             snapshots: true,
+            outputs: true,
             images: ImageSupport::HostOnly,
             ..RunnerCapabilities::default()
         }
+    }
+}
+
+/// Returns whether the command of an attempt has run.
+fn has_files(ended: &Result<StepResult, RunnerError>) -> bool {
+    match ended {
+        Ok(_) => true,
+        Err(error) => error.kind() != RunnerErrorKind::Infrastructure,
+    }
+}
+
+/// Copies the outputs of a step that has left its files in `workspace`. Absolute paths are those of the
+/// machine, which are not the step's.
+async fn copy_outputs(outputs: &Arc<StepOutputs>, workspace: PathBuf) {
+    let patterns = outputs.below_workdir();
+    let copied = async {
+        let patterns = outputs::parse(&patterns)?;
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from)?;
+        let is_complete = Arc::new(AtomicBool::new(false));
+        let (receiver, is_sent) = (Arc::clone(outputs), Arc::clone(&is_complete));
+        let receiving = RunnerError::blocking("copy the outputs", move || {
+            Ok(receiver.receive(fs::File::from(read), "", || is_sent.load(Ordering::Acquire)))
+        });
+        let sending = RunnerError::blocking("read the step's files", move || {
+            let mut out = io::BufWriter::with_capacity(1 << 17, fs::File::from(write));
+            tree::pack_matching(&workspace, &patterns, outputs::LIMITS, &mut out)?;
+            out.flush()?;
+            is_complete.store(true, Ordering::Release);
+            Ok(())
+        });
+        let (received, sent) = tokio::join!(receiving, sending);
+        if received? == Received::Failed { Ok(()) } else { sent }
+    };
+    if let Err(error) = copied.await {
+        outputs.failed(error.to_line());
     }
 }
 

@@ -16,11 +16,12 @@ use super::{
 };
 use crate::{
     blocking,
+    model::SnapshotRef,
     runner::{
         CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext, StepRunner,
         image_notes::StepNotes,
         sandbox::{ProgramNetwork, SandboxBuilder, SandboxRunner},
-        vm::{BootContext, Output, VmBackend},
+        vm::{BootContext, EndedStep, Output, VmBackend},
     },
     store::{Store, StoreHandle},
     sync::Mutex,
@@ -282,6 +283,14 @@ impl VmBackend for Qemu {
         Ok(())
     }
 
+    async fn copy_outputs(&self, machine: &mut Machine, step: EndedStep<'_>) {
+        machine.stop().await.copy_outputs(&self.local, step.store, step.outputs, step.workdir).await;
+    }
+
+    async fn copy_snapshot_outputs(&self, ctx: &StepContext, _: &Arc<Store>, snapshot: SnapshotRef) {
+        self.local.copy_snapshot_outputs(ctx, snapshot).await;
+    }
+
     async fn probe(&self) -> Probe {
         self.boxed_probe().await
     }
@@ -299,6 +308,7 @@ impl VmBackend for Qemu {
             limits: true,
             network: true,
             private_network: true,
+            outputs: true,
             images: ImageSupport::All,
             ..RunnerCapabilities::default()
         }

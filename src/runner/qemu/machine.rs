@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Machine {
     // Declared before the files that it serves, so that it ends first.
-    serving: Mutex<Serving>,
+    serving: Mutex<Option<Serving>>,
     words: Mutex<Words>,
     orders: Mutex<Orders>,
     log: Log,
@@ -85,7 +85,7 @@ impl Machine {
         let qmp = attend(&mut serving, &log, PATIENCE, restoring).await?;
         let (words, orders) = channel::split(guest);
         Ok(Self {
-            serving: Mutex::new(serving),
+            serving: Mutex::new(Some(serving)),
             words: Mutex::new(words),
             orders: Mutex::new(orders),
             log,
@@ -147,10 +147,17 @@ impl Machine {
         }
     }
 
-    async fn end(self) -> Files {
-        let Self { serving, files, .. } = self;
-        serving.into_inner().end().await;
-        files
+    /// Ends the machine. Returns the files of its step.
+    pub(super) async fn stop(&mut self) -> &Files {
+        if let Some(serving) = self.serving.get_mut().take() {
+            serving.end().await;
+        }
+        &self.files
+    }
+
+    async fn end(mut self) -> Files {
+        self.stop().await;
+        self.files
     }
 }
 
@@ -169,10 +176,16 @@ impl Machine {
                 self.listen(output).await
             };
             let mut serving = self.serving.lock().await;
+            let machine = async {
+                match &mut *serving {
+                    Some(serving) => serving.ended().await,
+                    None => "it was stopped".into(),
+                }
+            };
             tokio::select! {
                 biased;
                 ended = running => ended,
-                how = serving.ended() => Err(NoMachine::Ended { how, log: self.log.tail() }.into()),
+                how = machine => Err(NoMachine::Ended { how, log: self.log.tail() }.into()),
             }
         }
         .boxed()

@@ -347,6 +347,11 @@ impl Boot {
         store.commit(staging, request)
     }
 
+    /// Returns the binds without files of other steps, which are the last ones: a snapshot has none, either.
+    pub(super) fn own_binds(&self) -> &[Bind] {
+        &self.binds[..self.binds.len().saturating_sub(self.inputs.len())]
+    }
+
     /// Discards the writes of a step whose processes are dead.
     pub(super) fn discard(self) {
         if let Some(build) = &self.build {

@@ -10,10 +10,11 @@ use std::{
 use super::{
     attempt::{self, Control, Order, OutputSink},
     boot::{MOUNT_POINTS, failed},
+    exit_code::exit_code,
     jail::{self, End, JailSpec, Root},
     overlays::overlay,
     own_network::StepNamespace,
-    runner::{SandboxRunner, c_string, environment, exit_code},
+    runner::{SandboxRunner, c_string, environment},
 };
 use crate::{
     ir::Env,

@@ -19,6 +19,7 @@ use super::{
     cache_dirs::{self, AttachedCache},
     cgroup::Limited,
     checks,
+    exit_code::exit_code,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
     own_network,
@@ -325,6 +326,10 @@ impl SandboxRunner {
                 Err(error) => (Err(error), None),
             };
             let usage = usage.map(|usage| limited.usage(usage));
+            if let Some(outputs) = ctx.outputs.as_ref().filter(|_| all_dead && kept_steps::has_files(&ended)) {
+                let copying = self.copy_boot_outputs(&zygote, (&store, &boot), outputs, &input.workdir);
+                Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
+            }
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),
                 had_secrets: !ctx.secrets.is_empty(),
@@ -396,6 +401,10 @@ impl StepRunner for SandboxRunner {
         }
     }
 
+    async fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) {
+        self.copy_snapshot_outputs(ctx, snapshot).await;
+    }
+
     async fn probe(&self) -> Probe {
         checks::probe(self).await
     }
@@ -426,6 +435,7 @@ impl StepRunner for SandboxRunner {
             network: true,
             private_network: true,
             cache_dirs: true,
+            outputs: true,
             inputs: true,
             traces: true,
             images: ImageSupport::All,
@@ -435,45 +445,6 @@ impl StepRunner for SandboxRunner {
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::of::<Limits>().with_check(check_network).not_in_keys(cache_dirs::NOT_IN_KEYS)
     }
-}
-
-/// The exit code of a command that was killed.
-const KILLED: i32 = 128 + 9;
-
-/// Returns the command's exit code, if it ended by itself.
-pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result<i32, RunnerError> {
-    let code = match end {
-        End::Exited { code } => *code,
-        End::OutOfMemory => return Err(RunnerError::out_of_memory(limits.memory.map_or(0, |memory| memory.bytes))),
-        End::TooManyProcesses => {
-            let limit = limits.pids.map_or(0, std::num::NonZeroU64::get);
-            return Err(RunnerError::too_many_processes(limit, KILLED));
-        }
-        End::Killed => KILLED,
-        End::Untraceable => {
-            let error = std::io::Error::other("it was traced twice");
-            return Err(RunnerError::infrastructure("run the step untraced", error));
-        }
-        End::TimedOut => return Err(RunnerError::timed_out()),
-        End::Interrupted => return Err(RunnerError::cancelled()),
-    };
-    if code != 0
-        && let Some(limit_bytes) = limited.oom_killed()
-    {
-        return Err(RunnerError::out_of_memory(limit_bytes));
-    }
-    if code != 0
-        && let Some(limit) = limited.too_many_processes()
-    {
-        return Err(RunnerError::too_many_processes(limit, code));
-    }
-    if matches!(end, End::Killed) {
-        return Err(RunnerError::infrastructure(
-            "keep the step running",
-            std::io::Error::other("its first process or the sandbox's helper was killed by another process"),
-        ));
-    }
-    Ok(code)
 }
 
 /// Returns the command's variables. The step's own override the image's, which override the defaults.

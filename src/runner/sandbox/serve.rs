@@ -28,6 +28,7 @@ use crate::{
     ir::Env,
     model::SnapshotRef,
     network::{self, ConnectionSink, resolver_config},
+    outputs::StepOutputs,
     runner::{
         Limits, Network, RunnerError,
         image_notes::{StepNotes, no_image},
@@ -48,6 +49,20 @@ impl Files {
     /// Returns an error if a variable contains a zero byte.
     pub(crate) fn environment(&self, env: &Env) -> Result<Vec<CString>, RunnerError> {
         environment(&self.0.env, env)
+    }
+
+    /// Copies the outputs of a step. No program may be changing the files any longer.
+    pub(crate) async fn copy_outputs(
+        &self,
+        local: &SandboxRunner,
+        store: &Arc<Store>,
+        outputs: &Arc<StepOutputs>,
+        workdir: &str,
+    ) {
+        match local.zygote(store).await {
+            Ok(zygote) => local.copy_boot_outputs(&zygote, (store, &self.0), outputs, workdir).await,
+            Err(error) => outputs.failed(error),
+        }
     }
 
     /// Commits the snapshot of the changed files. No program may be changing them any longer.

@@ -8,6 +8,7 @@ use crate::{
     event::EventBus,
     ir::Env,
     model::{SnapshotRef, StdStream},
+    outputs::StepOutputs,
     runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, StepContext},
     source::FrozenSource,
     store::{LayerId, Snapshot, Store},
@@ -100,6 +101,29 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Returns an error if the snapshot cannot be removed.
     fn remove(&self, snapshot: &str) -> impl Future<Output = Result<(), RunnerError>> + Send;
+
+    /// Ends every process of a machine, and copies the outputs of its step. Called for backends with the
+    /// capability [`outputs`](RunnerCapabilities::outputs), before the machine is saved or destroyed. Problems
+    /// are warnings.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no half file.
+    fn copy_outputs(&self, vm: &mut Self::Vm, step: EndedStep<'_>) -> impl Future<Output = ()> + Send {
+        let _ = (vm, step);
+        async {}
+    }
+
+    /// Copies the outputs of a step whose result, a snapshot of the store, the cache has; see
+    /// [`StepRunner::copy_outputs`](crate::runner::StepRunner::copy_outputs).
+    fn copy_snapshot_outputs(
+        &self,
+        ctx: &StepContext,
+        store: &Arc<Store>,
+        snapshot: SnapshotRef,
+    ) -> impl Future<Output = ()> + Send {
+        let _ = (ctx, store, snapshot);
+        async {}
+    }
 
     /// Reports whether the backend can work on this machine.
     fn probe(&self) -> impl Future<Output = Probe> + Send {
@@ -242,6 +266,19 @@ pub struct Command<'a> {
     /// The step's own variables, which override those of the image.
     pub env: &'a Env,
     /// The directory where the command starts.
+    pub workdir: &'a str,
+}
+
+/// A step whose command has ended, or was interrupted, and the outputs that it asked for.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct EndedStep<'a> {
+    /// The store.
+    pub store: &'a Arc<Store>,
+    /// The outputs.
+    #[doc(hidden)]
+    pub outputs: &'a Arc<StepOutputs>,
+    /// The directory where the command started.
     pub workdir: &'a str,
 }
 

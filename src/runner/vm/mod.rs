@@ -117,5 +117,5 @@
 mod backend;
 mod runner;
 
-pub use backend::{BootContext, Command, Injection, MachineBase, Output, Vm, VmBackend};
+pub use backend::{BootContext, Command, EndedStep, Injection, MachineBase, Output, Vm, VmBackend};
 pub use runner::VmRunner;

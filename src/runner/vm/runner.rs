@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{BootContext, Command, Injection, MachineBase, Output, Vm, VmBackend};
+use super::{BootContext, Command, EndedStep, Injection, MachineBase, Output, Vm, VmBackend};
 use crate::{
     awake,
     model::SnapshotRef,
@@ -131,13 +131,18 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
 
     async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
         let limits = Limits::of_args(input.step.runner_args.as_ref())?;
-        let (vm, store, source) = tokio::select! {
+        let (mut vm, store, source) = tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
             // Boxed, because it is large, and other runners' futures do not need the space.
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
         let ended = run(&vm, ctx, &input).await;
+        if let Some(outputs) = ctx.outputs.as_ref().filter(|_| kept_steps::has_files(&ended)) {
+            let step = EndedStep { store: &store, outputs, workdir: &input.workdir };
+            let copying = self.backend.copy_outputs(&mut vm, step);
+            Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
+        }
         let config = || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config() };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
@@ -176,6 +181,14 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             RunnerError::blocking("remove snapshots", move || Ok(store.snapshots().remove(&snapshots)?)).await
         {
             tracing::warn!(error = error.to_line(), runner = B::NAME, "failed to remove snapshots");
+        }
+    }
+
+    async fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) {
+        match (self.store().await, &ctx.outputs) {
+            (Ok(store), _) => self.backend.copy_snapshot_outputs(ctx, &store, snapshot).await,
+            (Err(error), Some(outputs)) => outputs.failed(error.to_line()),
+            (Err(_), None) => {}
         }
     }
 

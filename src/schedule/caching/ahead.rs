@@ -63,7 +63,7 @@ impl<R> Caching<'_, R> {
         let mut steps = Vec::new();
         cache.read(|get| {
             let found = get(request)?;
-            let is_needed = self.plan.step(step).is_input;
+            let is_needed = self.plan.needs_files(step);
             steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed });
             let mut at = 0;
             while at < steps.len() {
@@ -77,7 +77,7 @@ impl<R> Caching<'_, R> {
                     match self.request_over(child, &snapshot, &modes, cache) {
                         Some(request) => {
                             let (key, found) = (request.key, get(request));
-                            let is_needed = self.plan.step(child).is_input;
+                            let is_needed = self.plan.needs_files(child);
                             steps.push(Expected { step: child, key, found, parent: Some(at), is_needed });
                         }
                         None => steps[at].is_needed = true,

@@ -108,7 +108,7 @@ impl LateProbes {
 }
 
 fn unstarted(start: Start, end: AttemptEnd, message: Option<Arc<str>>) -> AttemptReport {
-    AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, message }
+    AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, tests: None, message }
 }
 
 #[cfg(test)]

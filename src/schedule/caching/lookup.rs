@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration}
 use futures_util::future::BoxFuture;
 
 use super::{
-    Caching, JobDone,
+    Caching, CachingScope, JobDone,
     ahead::settle,
     caught,
     key::{KeyContext, key_of},
@@ -20,9 +20,10 @@ use crate::{
         LookupOutcome, LookupRequest, StepInputs,
     },
     model::{CacheMissReason, StepIndex},
+    outputs::Collected,
     plan::Base,
     runner::{CacheIdentity, RunnerIndex, RunnerSet},
-    schedule::progress::BuildProgress,
+    schedule::{outputs::outputs_of, progress::BuildProgress},
 };
 
 /// A runner, and an image of a root step, or `None` for steps that boot from a snapshot.
@@ -294,14 +295,24 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         match outcome {
             LookupOutcome::Found(found) => {
                 self.sharing.found(step);
-                let Found { snapshot, run, step: made_by, created_at, just_used } = found;
-                self.record(step, CacheVerdict::Hit { run, step: made_by, created_at });
-                if let Some(running) = self.running.remove(&step)
-                    && progress.found(step, snapshot, now)
-                    && !just_used
-                {
-                    self.hits.push(running.key.0);
-                }
+                let CachingScope { plan, archives, outputs, .. } = self.scope;
+                let wanted = outputs.and_then(|(context, build)| {
+                    let outputs = outputs_of(plan, build, archives, step, &context.secrets)?;
+                    Some((context, outputs))
+                });
+                let Some((context, outputs)) = wanted else {
+                    return self.found(step, (found, Collected::default()), progress, now);
+                };
+                let (runners, runner, snapshot) = (self.runners, plan.step(step).runner, found.snapshot.clone());
+                let mut context = context.clone();
+                context.outputs = Some(Arc::clone(&outputs));
+                let copies = Arc::clone(&self.copies);
+                self.jobs.push(Box::pin(async move {
+                    let _permit = copies.acquire().await;
+                    // A runner that panics has copied nothing.
+                    let _ = caught(runners.copy_outputs(runner, &context, snapshot)).await;
+                    JobDone::OutputsCopied(step, found, outputs)
+                }));
             }
             LookupOutcome::Missed { reason, message, flight } => {
                 self.record(step, CacheVerdict::Miss { reason, message: message.clone() });
@@ -313,6 +324,24 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                     self.running.remove(&step);
                 }
             }
+        }
+    }
+
+    /// Ends a step that was found.
+    pub(super) fn found(
+        &mut self,
+        step: StepIndex,
+        (found, collected): (Found, Collected),
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        let Found { snapshot, run, step: made_by, created_at, just_used } = found;
+        self.record(step, CacheVerdict::Hit { run, step: made_by, created_at });
+        if let Some(running) = self.running.remove(&step)
+            && progress.found(step, snapshot, collected, now)
+            && !just_used
+        {
+            self.hits.push(running.key.0);
         }
     }
 

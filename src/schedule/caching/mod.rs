@@ -33,6 +33,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -47,12 +48,16 @@ use self::{
 pub(crate) use self::{key::is_cached, predict::predict};
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
-    cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
-    model::StepIndex,
+    cache::{BuildCache, BuildEnd, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
+    model::{BuildRef, StepIndex},
+    outputs::StepOutputs,
     plan::BoundPlan,
-    runner::{Probe, RunnerIndex, RunnerSet, probe_within},
+    runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
     source::RunSource,
 };
+
+/// The most steps whose outputs are copied at a time when they are found.
+const MAX_COPIES: usize = 8;
 
 /// The caching of one build. Without a cache, and with every runner probed, it costs one or two checks per
 /// step.
@@ -61,6 +66,9 @@ pub(super) struct Caching<'a, R> {
     probe_limit: Duration,
     plan: &'a BoundPlan,
     cache: Option<&'a BuildCache>,
+    scope: CachingScope<'a>,
+    /// Limits how many steps that were found have their outputs copied at a time.
+    copies: Arc<Semaphore>,
     /// The work in progress that steps wait for.
     jobs: FuturesUnordered<Pin<Box<dyn Future<Output = JobDone<'a>> + Send + 'a>>>,
     identities: BTreeMap<IdentityQuery<'a>, IdentityState>,
@@ -88,6 +96,8 @@ pub(crate) struct CachingScope<'a> {
     pub(crate) cache: Option<&'a BuildCache>,
     pub(crate) remote: Option<&'a dyn SharedResults>,
     pub(crate) archives: &'a RunSource,
+    /// The context of the run, and the build, for outputs of steps that are found.
+    pub(crate) outputs: Option<(&'a StepContext, &'a BuildRef)>,
     pub(crate) probe_limit: Duration,
 }
 
@@ -103,6 +113,8 @@ pub(super) enum JobDone<'a> {
     LookedUp(StepIndex, LookupOutcome),
     /// The result of the remote cache for a step that the local cache does not have.
     LookedUpRemotely(StepIndex, LookupOutcome),
+    /// The outputs of a step that was found were copied.
+    OutputsCopied(StepIndex, Found, Arc<StepOutputs>),
     Probed(RunnerIndex, Probe),
     Published(Published),
 }
@@ -117,6 +129,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             probe_limit,
             plan,
             cache,
+            scope,
+            copies: Arc::new(Semaphore::new(MAX_COPIES)),
             jobs: FuturesUnordered::new(),
             identities: BTreeMap::new(),
             sharing: Sharing::new(scope, Arc::clone(&inputs)),
@@ -164,6 +178,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             }
             JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
+            JobDone::OutputsCopied(step, found, outputs) => {
+                self.found(step, (found, outputs.take()), progress, now);
+            }
             JobDone::Probed(runner, probe) => {
                 self.probes.probed(runner, &self.plan.runners[usize::from(runner.0)].name, probe);
             }

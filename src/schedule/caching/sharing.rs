@@ -250,6 +250,6 @@ impl<'a> SharingScope<'a> {
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         let inputs = inputs.get(step)?.ok()?;
-        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: bound.is_input })
+        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: self.plan.needs_files(step) })
     }
 }

@@ -8,10 +8,10 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
+use crate::tree::{IdMap, PackLimits, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 13;
+pub(crate) const SPEC_VERSION: u32 = 14;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -447,6 +447,13 @@ pub enum Pack {
     Path(CString),
     /// The same without owners and times: see [`pack_plain`](crate::tree::pack_plain).
     Plain(CString),
+    /// The regular files that match patterns of paths in the step.
+    Matching {
+        /// The patterns.
+        patterns: Vec<String>,
+        /// How much is written at most.
+        limits: PackLimits,
+    },
 }
 
 /// The specification of a step without isolation.

@@ -17,7 +17,7 @@ use super::{
     mounts,
     spec::{Pack, Report, TreeOp},
 };
-use crate::tree::{self, BlobFile, IdMap};
+use crate::tree::{self, BlobFile, IdMap, PathPatterns};
 
 /// Executes `op`, which may read or write `file`. All operations except mounting are done here only for a
 /// range of ids.
@@ -60,12 +60,19 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
 
 /// Writes files to `out` as a tar stream.
 pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
-    let (Pack::Path(path) | Pack::Plain(path)) = files;
-    let doing = || format!("read {}", path.to_string_lossy());
+    let doing = || match files {
+        Pack::Path(path) | Pack::Plain(path) => format!("read {}", path.to_string_lossy()),
+        Pack::Matching { .. } => "read the step's files".into(),
+    };
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
     let packed = match files {
         Pack::Path(path) => tree::pack(as_path(path), &mut out),
         Pack::Plain(path) => tree::pack_plain(as_path(path), &mut out),
+        Pack::Matching { patterns, limits } => {
+            let patterns = PathPatterns::parse(patterns.iter().map(String::as_str));
+            let patterns = patterns.map_err(|_| SetupError::new("read the step's files", Errno::INVAL))?;
+            tree::pack_matching(Path::new("/"), &patterns, *limits, &mut out)
+        }
     };
     packed.and_then(|()| out.flush()).doing(doing)
 }

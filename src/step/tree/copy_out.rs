@@ -227,7 +227,10 @@ impl Extraction {
 }
 
 /// Writes a file that is still empty. Blocks of zeros become holes, because a stream does not record holes.
-fn copy_sparse(from: &mut impl Read, to: &mut File) -> io::Result<()> {
+///
+/// # Errors
+/// Returns the first error of reading or writing.
+pub fn copy_sparse(from: &mut impl Read, to: &mut File) -> io::Result<()> {
     const BLOCK: usize = 1 << 16;
     let (mut buffer, mut length, mut written) = (vec![0; BLOCK], 0, 0);
     loop {

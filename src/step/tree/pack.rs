@@ -214,7 +214,7 @@ impl<W: Write> Packer<W> {
 }
 
 /// Writes a text that is too long for the next entry's header.
-fn long_text(tar: &mut Builder<impl Write>, kind: EntryType, text: &[u8]) -> io::Result<()> {
+pub(super) fn long_text(tar: &mut Builder<impl Write>, kind: EntryType, text: &[u8]) -> io::Result<()> {
     let mut header = Header::new_gnu();
     let name = b"././@LongLink";
     if let Some(gnu) = header.as_gnu_mut() {

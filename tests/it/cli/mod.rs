@@ -24,6 +24,7 @@ mod lost_blobs;
 mod memory;
 mod outcomes;
 mod output;
+mod outputs;
 mod plan;
 mod private_files;
 mod published_stream;

@@ -144,3 +144,32 @@ fn a_damaged_remote_cache_is_reported_and_an_unreachable_one_is_a_warning() {
     let wrong = run(&project, "third", &image, &["--remote", "engine:80", "--remote-cache", "both"]).expect(2);
     assert!(wrong.stderr.contains("grpc://HOST:PORT"), "{}", wrong.stderr);
 }
+
+#[test]
+fn results_of_another_machine_have_their_outputs_here() {
+    let engine = StockEngine::start(Habits::nativelink());
+    let project = Project::new();
+    let image = write_image(&project);
+    let step = |key: &str| {
+        let cache = serde_json::json!({ "policy": "forever", "key": key });
+        let args = serde_json::json!({ "outputs": ["*.txt"] });
+        let cmd = format!("echo {key} > {key}.txt");
+        serde_json::json!({ "step": { "key": key, "cmd": cmd, "cache": cache, "runner_args": args }, "env": {} })
+    };
+    let graph = serde_json::json!({
+        "nodes": [step("base"), step("child")], "node_holes": [], "edge_property": "directed",
+        "edges": [[0, 1, "builds_in"]],
+    });
+    let ir = serde_json::json!({ "version": "0", "default_image": "debian:bookworm", "graph": graph });
+    project.file(".hm/ci.json", &ir.to_string());
+    let (url, out) = (engine.url(), project.dir.join(".hm/out/ci"));
+    for store in ["first", "second"] {
+        let args = ["--runner", "sandbox", "--remote", &url, "--remote-cache", "both"];
+        let ended = run(&project, store, &image, &args).expect(0);
+        let hits = if store == "first" { 0 } else { 2 };
+        assert_eq!(count(&ended.events(), "step_cache_hit"), hits, "{}", ended.stdout);
+        for name in ["base/base.txt", "child/base.txt", "child/child.txt"] {
+            assert!(out.join(name).is_file(), "{store} {name}: {}", ended.stderr);
+        }
+    }
+}

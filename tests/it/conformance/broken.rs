@@ -298,6 +298,12 @@ async fn wrong_snapshots_are_found() {
 }
 
 #[tokio::test]
+async fn missing_outputs_are_found() {
+    let loses_them = "(@\n)\ncode=$?; rm o/p/a.txt; exit $code";
+    finds(Fault::Shell(loses_them), "outputs", "the names and sizes of outputs").await;
+}
+
+#[tokio::test]
 async fn empty_claims_are_found() {
     for (case, says) in [
         ("commits-when-asked", "expected \"hm1\", found \"process\""),

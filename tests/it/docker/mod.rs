@@ -6,3 +6,4 @@ mod keep;
 mod limits;
 mod networks;
 mod odd_layers;
+mod outputs;

@@ -62,6 +62,7 @@ fn shared() -> Vec<BuildEvent> {
             message: Some("no".into()),
             artifacts: vec![ArtifactRef { key: "out/a".into(), mime: "text/plain".into(), size_bytes: 3 }],
             usage: Some(StepUsage::new(1 << 30, 1200)),
+            tests: Some(Box::default()),
         },
         BuildEvent::ChainFailed {
             seq: 8,
@@ -78,7 +79,7 @@ fn shared() -> Vec<BuildEvent> {
 
 #[test]
 fn the_published_crate_reads_our_events_and_loses_only_our_additions() {
-    let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts", "usage"];
+    let added = ["seq", "schema_version", "attempt", "partial", "status", "message", "artifacts", "usage", "tests"];
     for event in shared() {
         let ours = serde_json::to_value(&event).unwrap();
         let theirs = serde_json::to_value(serde_json::from_value::<Theirs>(ours.clone()).unwrap()).unwrap();

@@ -13,6 +13,7 @@ fn the_suite_passes_as_an_ordinary_user() {
         "conformance::sandbox::the_sandbox_conforms_on_this",
         "images::",
         "cli::cp",
+        "cli::outputs",
         "cli::rendering",
         "cli::shell",
     ];

@@ -23,7 +23,7 @@ use hm_exec::{
     BackendError, Plan,
     ir::InvalidPipeline,
     plan::BindOptions,
-    project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind, checkout, is_own},
+    project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind, checkout, has_only_outputs, is_own},
 };
 
 use crate::{
@@ -140,7 +140,7 @@ impl Source {
         let within = |ancestor: &&Path| root.map_or(*ancestor == start, |root| ancestor.starts_with(root));
         let found = start.ancestors().take_while(within).find(|ancestor| {
             let hm_dir = ancestor.join(".hm");
-            hm_dir.is_dir() && (*ancestor == start || is_own(&hm_dir, &start))
+            hm_dir.is_dir() && (*ancestor == start || is_own(&hm_dir, &start)) && !has_only_outputs(&hm_dir)
         });
         let hm_dir = found.map(|found| found.join(".hm"));
         let checkout = checkout(&start).unwrap_or_else(|| found.unwrap_or(&start).to_owned());

@@ -227,6 +227,11 @@ impl<W: Write> Ci<W> {
             let block = last_screen::failure(&self.steps, failure, self.steps.failures.len(), plain);
             summary.push_str(&format!("\n<pre>{}</pre>\n", html(&block.join("\n"))));
         }
+        // The results of tests with the failed ones, and where outputs are.
+        let reports: Vec<_> = last_screen::reports(&self.steps).map(|line| html(&text::clean(&line))).collect();
+        if !reports.is_empty() {
+            summary.push_str(&format!("\n<pre>{}</pre>\n", reports.join("\n")));
+        }
         summary.push('\n');
         summary
     }

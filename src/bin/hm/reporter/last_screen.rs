@@ -21,6 +21,9 @@ const LINE_CHARS: usize = 400;
 /// The maximum number of names in a list of steps; the others are counted.
 const NAMED: usize = 5;
 
+/// The most lines about tests and outputs.
+const MAX_REPORTS: usize = 60;
+
 /// Less memory than this is not worth a word, in bytes.
 const MUCH_MEMORY: u64 = 256 << 20;
 
@@ -49,6 +52,7 @@ pub(super) fn lines(steps: &Steps, status: Option<BuildStatus>, duration_ms: u64
         let more = format!("── FAILED  {}", names(&steps.more_failures));
         lines.push(style.bad(&more));
     }
+    lines.extend(reports(steps).map(|line| format!("  {line}")));
     let took = text::duration(Duration::from_millis(duration_ms));
     if status == Some(BuildStatus::Passed) {
         lines.push(passed(steps, &took, style));
@@ -69,6 +73,13 @@ pub(super) fn lines(steps: &Steps, status: Option<BuildStatus>, duration_ms: u64
     let used: String = usage(steps).into_iter().map(|used| format!(" · {used}")).collect();
     lines.push(format!("{head} · {took}{used} · run {run}"));
     lines
+}
+
+/// Returns the lines about tests and outputs, if they are not too many.
+pub(super) fn reports(steps: &Steps) -> impl Iterator<Item = String> {
+    let more = steps.reports.len().saturating_sub(MAX_REPORTS);
+    let more = (more > 0).then(|| format!("... {more} more lines about tests and outputs"));
+    steps.reports.iter().take(MAX_REPORTS).cloned().chain(more)
 }
 
 /// Returns the block of a failed step, one of `failures`: what it was, its command, and its last lines.

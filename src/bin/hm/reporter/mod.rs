@@ -12,6 +12,7 @@ mod live_lines;
 mod plan_view;
 mod progress;
 mod published;
+mod reports;
 mod steps;
 pub(crate) mod style;
 mod tail;

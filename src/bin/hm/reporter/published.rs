@@ -357,6 +357,7 @@ mod tests {
             message,
             artifacts,
             usage: None,
+            tests: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use hm_exec::{BuildEvent, BuildRef, StepStatus, event::LogLines, plan::StepIndex};
 use uuid::Uuid;
 
-use super::{plan_view::PlanView, style::Style, tail::Tail, text};
+use super::{plan_view::PlanView, reports, style::Style, tail::Tail, text};
 
 /// The maximum number of failures whose output is kept; the others are only named.
 pub(super) const MAX_FAILURES: usize = 10;
@@ -36,6 +36,8 @@ pub(super) struct Steps {
     pub(super) hungriest: Option<(Arc<str>, u64)>,
     /// The processor time of all steps, in milliseconds.
     pub(super) cpu_ms: u64,
+    /// What the steps left for the user: results of tests, and outputs.
+    pub(super) reports: Vec<String>,
 }
 
 /// The data of a step.
@@ -112,6 +114,7 @@ impl Steps {
             saved_ms: 0,
             hungriest: None,
             cpu_ms: 0,
+            reports: Vec::new(),
         }
     }
 
@@ -166,7 +169,11 @@ impl Steps {
     }
 
     fn end(&mut self, step_id: Uuid, event: &BuildEvent, style: Style) {
-        let BuildEvent::StepEnd { status, attempt, exit_code, duration_ms, message, usage, .. } = event else { return };
+        let BuildEvent::StepEnd { status, attempt, exit_code, duration_ms, message, usage, artifacts, tests, .. } =
+            event
+        else {
+            return;
+        };
         let running = self.running.remove(&step_id);
         let count = match status {
             StepStatus::Passed => &mut self.ended.passed,
@@ -184,6 +191,7 @@ impl Steps {
         info.took_ms = *duration_ms;
         info.status = Some(*status);
         let key = Arc::clone(&info.key);
+        self.reports.extend(reports::lines(&title, artifacts, tests.as_deref(), style));
         if let Some(usage) = usage {
             self.cpu_ms = self.cpu_ms.saturating_add(usage.cpu_ms);
             if self.hungriest.as_ref().is_none_or(|(_, peak)| usage.peak_memory_bytes > *peak) {

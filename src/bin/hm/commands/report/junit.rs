@@ -13,6 +13,8 @@ use crate::{failure::Outcome, find_step::describe};
 /// The number of lines of a failed step's output that are in the report, and their size.
 const LINES: usize = 100;
 const MAX_BYTES: u64 = 64 << 10;
+/// The most artifacts of a step that are named.
+const MAX_ATTACHMENTS: usize = 100;
 
 /// Returns the report.
 pub(super) fn xml(report: &Report<'_>) -> Outcome<String> {
@@ -44,9 +46,14 @@ fn push_case(xml: &mut String, report: &Report<'_>, index: usize, step: &StepRec
     // Writing to a string does not fail.
     let _ = write!(xml, "    <testcase name=\"{name}\" classname=\"{class}\" time=\"{time}\"");
     let kind = Kind::of(step);
+    let attachments = attachments(step);
     let (element, output) = match kind {
-        Kind::Passed => {
+        Kind::Passed if attachments.is_empty() => {
             xml.push_str("/>\n");
+            return Ok(());
+        }
+        Kind::Passed => {
+            let _ = writeln!(xml, ">{attachments}</testcase>");
             return Ok(());
         }
         Kind::Skipped => ("skipped", String::new()),
@@ -59,13 +66,29 @@ fn push_case(xml: &mut String, report: &Report<'_>, index: usize, step: &StepRec
     };
     let message = escape(&message);
     if kind == Kind::Skipped {
-        let _ = writeln!(xml, "><{element} message=\"{message}\"/></testcase>");
+        let _ = writeln!(xml, "><{element} message=\"{message}\"/>{attachments}</testcase>");
     } else {
         let code = step.exit_code.unwrap_or(-1);
         let output = escape(&output);
-        let _ = writeln!(xml, "><{element} message=\"{message}\" type=\"exit {code}\">{output}</{element}></testcase>");
+        let _ = writeln!(
+            xml,
+            "><{element} message=\"{message}\" type=\"exit {code}\">{output}</{element}>{attachments}</testcase>"
+        );
     }
     Ok(())
+}
+
+/// Returns the element that names a step's artifacts, in the form that Jenkins and GitLab read. It is empty if
+/// there are none.
+fn attachments(step: &StepRecord) -> String {
+    if step.artifacts.is_empty() {
+        return String::new();
+    }
+    // A line end in a name would end the line that the readers look for.
+    let names =
+        step.artifacts.iter().take(MAX_ATTACHMENTS).filter(|artifact| !artifact.key.contains(['\n', '\r', ']']));
+    let lines: String = names.map(|artifact| format!("[[ATTACHMENT|{}]]\n", escape(&artifact.key))).collect();
+    format!("<system-out>{lines}</system-out>")
 }
 
 /// What JUnit calls a result.
