@@ -3,7 +3,9 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    cases::{cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, snapshots, source},
+    cases::{
+        cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, services, snapshots, source,
+    },
     harness::{Broken, Harness},
 };
 use crate::runner::RunnerCapabilities;
@@ -39,6 +41,7 @@ pub(super) enum Capability {
     Network,
     PrivateNetwork,
     CacheDirs,
+    Services,
 }
 
 impl Capability {
@@ -56,6 +59,7 @@ impl Capability {
             Self::Network => "network",
             Self::PrivateNetwork => "private_network",
             Self::CacheDirs => "cache_dirs",
+            Self::Services => "services",
         }
     }
 
@@ -73,6 +77,7 @@ impl Capability {
             Self::Network => claimed.network,
             Self::PrivateNetwork => claimed.private_network,
             Self::CacheDirs => claimed.cache_dirs,
+            Self::Services => claimed.services,
         }
     }
 }
@@ -131,6 +136,7 @@ pub(super) const CASES: &[Case] = cases! {
     "network-none" [Network] limits::network_none;
     "network-private" [PrivateNetwork] limits::network_private;
     "cache-directories" [CacheDirs] cache_dirs::persist;
+    "services" [Services] services::beside;
 };
 
 #[cfg(test)]

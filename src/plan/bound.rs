@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{Dag, LeftOutArg, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
@@ -23,6 +25,9 @@ pub struct BindOptions {
     /// Arguments for the steps that globs match. Later tables win over earlier ones, `network` over those in
     /// tables, and the arguments of steps over all.
     pub step_tables: Vec<StepTable>,
+    /// The services that steps may name, by name: what their `runner_args` then have instead. See
+    /// [`ServiceArg`](crate::runner::ServiceArg).
+    pub services: BTreeMap<String, Value>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.
@@ -53,6 +58,10 @@ pub struct BoundPlan {
     pub timeout: Option<Duration>,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The services of the steps that have some.
+    pub services: BTreeMap<StepIndex, Vec<BoundService>>,
+    /// The steps that services boot from, each with whether another runner does that.
+    pub(super) seeds: BTreeMap<StepIndex, bool>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
@@ -80,13 +89,26 @@ impl BoundPlan {
     #[must_use]
     pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
         let bound = self.step(step);
-        if is_published || self.keep || bound.has_foreign_children {
+        let seed = self.seeds.get(&step);
+        if is_published || self.keep || bound.has_foreign_children || seed == Some(&true) {
             SnapshotUse::Anywhere
-        } else if bound.has_lineage_children {
+        } else if bound.has_lineage_children || seed.is_some() {
             SnapshotUse::SameRunner
         } else {
             SnapshotUse::None
         }
+    }
+
+    /// Returns whether a service boots from the snapshot of `step`.
+    #[must_use]
+    pub fn is_seed(&self, step: StepIndex) -> bool {
+        self.seeds.contains_key(&step)
+    }
+
+    /// Returns the services of a step.
+    #[must_use]
+    pub fn services(&self, step: StepIndex) -> &[BoundService] {
+        self.services.get(&step).map_or(&[], Vec::as_slice)
     }
 
     /// Returns what a step boots from: the snapshot of its lineage parent, or its image if it has none.
@@ -116,6 +138,26 @@ impl BoundPlan {
         let image = self.root_image(step);
         image != DEFAULT_IMAGE && !is_rootfs(image)
     }
+}
+
+/// A service of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BoundService {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it boots from.
+    pub source: ServiceSource,
+}
+
+/// The source of a service's filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServiceSource {
+    /// An image, with substitutions applied.
+    Image(Arc<str>),
+    /// The snapshot of this step.
+    Step(StepIndex),
 }
 
 /// What the snapshot of a step is needed for.

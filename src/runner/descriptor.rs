@@ -49,6 +49,9 @@ pub struct RunnerCapabilities {
     pub private_network: bool,
     /// Mounts the cache directories of a step's `runner_args`: [`Limits::caches`](super::Limits).
     pub cache_dirs: bool,
+    /// Runs the services of a step's `runner_args` in the step's network:
+    /// [`Limits::services`](super::Limits).
+    pub services: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

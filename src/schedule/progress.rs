@@ -20,7 +20,7 @@ use crate::{
         ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
     },
     outcome::BuildOutcome,
-    plan::{BoundPlan, SnapshotUse},
+    plan::{BoundPlan, ServiceSource, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, RunnerIndex},
 };
 
@@ -175,7 +175,19 @@ impl<'plan> BuildProgress<'plan> {
             } else {
                 self.plan.dag.lineage_parent(step).and_then(|parent| self.snapshot(parent).cloned())
             },
+            service_snapshots: self.service_snapshots(step),
         }
+    }
+
+    /// Returns the snapshots that the services of a step boot from.
+    fn service_snapshots(&self, step: StepIndex) -> BTreeMap<Arc<str>, SnapshotRef> {
+        let snapshots = self.plan.services(step).iter().filter_map(|service| match service.source {
+            ServiceSource::Step(seed) => {
+                Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()))
+            }
+            _ => None,
+        });
+        snapshots.collect()
     }
 
     /// Handles an attempt's end, and its consequences for other steps.

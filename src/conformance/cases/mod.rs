@@ -9,5 +9,6 @@ pub(super) mod limits;
 pub(super) mod lineage;
 pub(super) mod output;
 pub(super) mod processes;
+pub(super) mod services;
 pub(super) mod snapshots;
 pub(super) mod source;

@@ -282,6 +282,7 @@ impl StepRunner for CloudRunner {
             // The engine decides.
             private_network: false,
             cache_dirs: false,
+            services: false,
             images: ImageSupport::Portable,
         }
     }

@@ -318,7 +318,7 @@ impl Boot {
     ///
     /// # Errors
     /// Returns an error if the layer cannot be put in place.
-    pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
+    fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
         let Self { staging, parent, base, seen: SeenSource { source, delta }, id_map, overlays, build, .. } = self;
         let lowers = || {
             let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layers().dir(layer));
@@ -337,9 +337,19 @@ impl Boot {
     }
 
     /// Returns whether the commit may merge layers.
-    pub(super) fn merges(&self) -> bool {
+    fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
     }
+}
+
+/// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.
+pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
+    let doing = "commit the step's layer";
+    if !boot.merges() {
+        return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
+    }
+    let store = Arc::clone(store);
+    RunnerError::blocking(doing, move || Ok(boot.commit(&store)?)).await
 }
 
 pub(super) fn failed(doing: &'static str) -> impl FnOnce(StoreError) -> RunnerError {

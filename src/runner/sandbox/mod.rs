@@ -26,6 +26,7 @@ mod own_network;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
+mod services;
 mod step_output;
 mod visit;
 

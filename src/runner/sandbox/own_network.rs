@@ -62,8 +62,11 @@ pub(super) fn journal(bus: &EventBus, step_id: Uuid) -> ConnectionSink {
 
 /// Ends the network of a step whose processes are dead. Returns what its connections say about the failure of
 /// the step, if it failed.
-pub(super) async fn end(network: Option<network::Network>) -> Option<String> {
-    hint(&network?.end().await)
+pub(super) async fn end(network: Option<network::Network>, limits: &Limits) -> Option<String> {
+    let mut summary = network?.end().await;
+    // Checks of services are refused until those listen.
+    summary.refused_within &= limits.services.is_empty();
+    hint(&summary)
 }
 
 /// Returns what the connections of a failed step say about the failure, for the user.

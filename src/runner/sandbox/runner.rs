@@ -15,13 +15,14 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     attempt::{self, Control, Supervised},
-    boot::{Boot, BootContext, LayerDirs},
+    boot::{Boot, BootContext, LayerDirs, commit},
     cache_dirs::{self, AttachedCache},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
     own_network::{self, StepNamespace},
+    services::{self, Served},
     step_output::StepOutput,
 };
 use crate::{
@@ -237,6 +238,7 @@ impl SandboxRunner {
             binds: Vec::new(),
             overlays: Vec::new(),
             resolver: None,
+            own_names: Vec::new(),
             secrets: Vec::new(),
             shares_network: false,
             cgroups: Vec::new(),
@@ -272,6 +274,7 @@ impl SandboxRunner {
             overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             resolver: (limits.network == Network::Private).then(resolver_config),
+            own_names: limits.services.keys().cloned().collect(),
             shares_network: limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
@@ -321,9 +324,11 @@ impl SandboxRunner {
             let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
             let namespace = StepNamespace::of(&limits, network.as_ref());
             let started = MemoryWatch::start();
-            let ended = attempt::run(&zygote, &spec, namespace, control, &output).await;
-            let all_dead = ended.is_ok();
-            let hint = own_network::end(network.filter(|_| all_dead)).await;
+            let Served { ended, all_dead, hint } = match limits.services.is_empty() {
+                true => Served::alone(attempt::run(&zygote, &spec, namespace, control, &output).await),
+                false => Box::pin(services::run(self, &context, (&limits, ctx, &input), (&spec, namespace))).await,
+            };
+            let hint = hint.or(own_network::end(network.filter(|_| all_dead), &limits).await);
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -430,6 +435,7 @@ impl StepRunner for SandboxRunner {
             network: true,
             private_network: true,
             cache_dirs: true,
+            services: true,
             images: ImageSupport::All,
         }
     }
@@ -472,16 +478,6 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
         ));
     }
     Ok(code)
-}
-
-/// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.
-pub(super) async fn commit(boot: Boot, store: &Arc<Store>) -> Result<SnapshotRef, RunnerError> {
-    let doing = "commit the step's layer";
-    if !boot.merges() {
-        return boot.commit(store).map_err(|error| RunnerError::infrastructure(doing, error));
-    }
-    let store = Arc::clone(store);
-    RunnerError::blocking(doing, move || Ok(boot.commit(&store)?)).await
 }
 
 /// Returns the command's variables. The step's own override the image's, which override the defaults.

@@ -18,10 +18,10 @@ use uuid::Uuid;
 
 use super::{
     attempt,
-    boot::{Boot, failed},
+    boot::{Boot, commit, failed},
     jail::{End, JailPlace, JailSpec, Root},
     own_network::{self, StepNamespace},
-    runner::{SandboxRunner, c_string, commit, environment},
+    runner::{SandboxRunner, c_string, environment},
 };
 use crate::{
     event::EventBus,

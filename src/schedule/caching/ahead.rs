@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Caching,
-    key::{KeyContext, is_cached, key_of},
+    key::{KeyContext, ServiceIds, is_cached, key_of},
     lookup::IdentityState,
 };
 use crate::{
@@ -61,8 +61,8 @@ impl<R> Caching<'_, R> {
         let modes = self.known_modes();
         let mut steps = Vec::new();
         cache.read(|get| {
-            let found = get(request)?;
-            steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed: false });
+            let (found, is_needed) = (get(request)?, self.plan.is_seed(step));
+            steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed });
             let mut at = 0;
             while at < steps.len() {
                 let Expected { step, found, .. } = &steps[at];
@@ -74,8 +74,8 @@ impl<R> Caching<'_, R> {
                 for child in children.map(|link| link.step) {
                     match self.request_over(child, &snapshot, &modes, cache) {
                         Some(request) => {
-                            let (key, found) = (request.key, get(request));
-                            steps.push(Expected { step: child, key, found, parent: Some(at), is_needed: false });
+                            let (key, found, is_needed) = (request.key, get(request), self.plan.is_seed(child));
+                            steps.push(Expected { step: child, key, found, parent: Some(at), is_needed });
                         }
                         None => steps[at].is_needed = true,
                     }
@@ -97,7 +97,8 @@ impl<R> Caching<'_, R> {
         cache: &BuildCache,
     ) -> Option<LookupRequest> {
         let bound = self.plan.step(step);
-        if bound.is_refreshed || !is_cached(self.plan, step) {
+        // What services boot from may not be known yet.
+        if bound.is_refreshed || !is_cached(self.plan, step) || !self.plan.services(step).is_empty() {
             return None;
         }
         let (mode, inputs) = (modes.get(&bound.runner)?, self.inputs.get(step)?.ok()?);
@@ -108,6 +109,7 @@ impl<R> Caching<'_, R> {
             project: cache.project(),
             source_times: cache.source_times(),
             inputs: inputs.as_ref(),
+            services: &ServiceIds::new(),
         };
         Some(LookupRequest { key: key_of(self.plan, step, dsl_key, &context), max_age })
     }

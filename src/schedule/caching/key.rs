@@ -1,5 +1,7 @@
 //! Cache keys of a plan's steps.
 
+use std::sync::Arc;
+
 use crate::{
     cache::{BasePart, CacheKey, Cacheable, KeyParts, ProjectId},
     model::StepIndex,
@@ -14,6 +16,24 @@ pub(super) struct KeyContext<'a> {
     pub(super) project: &'a ProjectId,
     pub(super) source_times: SourceTimes,
     pub(super) inputs: Option<&'a [u8; 32]>,
+    pub(super) services: &'a ServiceIds,
+}
+
+/// What the services of a step boot from: the identities of images, and the names of snapshots. Empty for
+/// most steps.
+pub(super) type ServiceIds = Vec<(Arc<str>, Arc<str>)>;
+
+/// Returns the arguments of a step as keys have them: with what its services boot from.
+pub(super) fn args_in_keys(plan: &BoundPlan, step: StepIndex, services: &ServiceIds) -> String {
+    let (args, schema) = (plan.step(step).step.runner_args.as_ref(), &plan.runner(step).args);
+    if services.is_empty() {
+        return schema.in_keys(args);
+    }
+    let mut args = args.cloned().unwrap_or_default();
+    for (name, id) in services {
+        args["services"][&**name]["boots from"] = (**id).into();
+    }
+    schema.in_keys(Some(&args))
 }
 
 /// Returns whether `step` is looked up in a cache, if there is one.
@@ -23,9 +43,9 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, source_times, inputs } = *context;
+    let KeyContext { base, mode, project, source_times, inputs, services } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
-    let runner_args = runner.args.in_keys(bound.step.runner_args.as_ref());
+    let runner_args = args_in_keys(plan, step, services);
     let parts = KeyParts {
         dsl_key,
         base,

@@ -11,7 +11,7 @@ use super::{
     Caching, JobDone,
     ahead::settle,
     caught,
-    key::{KeyContext, key_of},
+    key::{KeyContext, ServiceIds, args_in_keys, key_of},
 };
 use crate::{
     awake,
@@ -20,7 +20,7 @@ use crate::{
         LookupOutcome, LookupRequest,
     },
     model::{CacheMissReason, StepIndex},
-    plan::Base,
+    plan::{Base, BoundService, ServiceSource},
     runner::{CacheIdentity, RunnerIndex, RunnerSet},
     schedule::progress::BuildProgress,
 };
@@ -43,6 +43,7 @@ pub(super) struct CachedStep {
     pub(super) base: BaseRecord,
     pub(super) mode: Arc<str>,
     pub(super) inputs: Option<[u8; 32]>,
+    pub(super) services: ServiceIds,
     pub(super) flight: Option<Flight>,
 }
 
@@ -90,18 +91,14 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             Base::Image(image) => Some(image),
             Base::Snapshot(_) => None,
         };
-        let query = (bound.runner, image);
-        let identity = match self.identities.get_mut(&query) {
-            Some(IdentityState::Answered(identity)) => identity.clone(),
-            Some(IdentityState::InProgress(waiting)) => return waiting.push(step),
-            None => {
-                self.identities.insert(query, IdentityState::InProgress(vec![step]));
-                let (runners, limit) = (self.runners, self.probe_limit);
-                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
-                self.jobs.push(Box::pin(answer));
+        let Some(identity) = self.identity_for(step, (bound.runner, image)) else { return };
+        // Each is asked for in turn: few steps have services, and most of those share their images.
+        for service in self.plan.services(step) {
+            let ServiceSource::Image(image) = &service.source else { continue };
+            if self.identity_for(step, (bound.runner, Some(image))).is_none() {
                 return;
             }
-        };
+        }
         let Some(inputs) = self.inputs.get(step).filter(|_| !self.is_lineage_waiting(step)) else {
             self.without_inputs.push(step);
             if self.without_inputs.len() == 1 {
@@ -142,6 +139,38 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             });
             JobDone::LookedAhead(step, request, settled.await.unwrap_or_default())
         }));
+    }
+
+    /// Returns the answer to a query. If there is none yet, `step` is looked up again when it is there.
+    fn identity_for(&mut self, step: StepIndex, query: IdentityQuery<'a>) -> Option<IdentityAnswer> {
+        match self.identities.get_mut(&query) {
+            Some(IdentityState::Answered(identity)) => return Some(identity.clone()),
+            Some(IdentityState::InProgress(waiting)) => waiting.push(step),
+            None => {
+                self.identities.insert(query, IdentityState::InProgress(vec![step]));
+                let (runners, limit) = (self.runners, self.probe_limit);
+                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
+                self.jobs.push(Box::pin(answer));
+            }
+        }
+        None
+    }
+
+    /// Returns what the services of a step boot from, or the reason why that is not known.
+    fn service_ids(&self, step: StepIndex, progress: &BuildProgress<'_>) -> Result<ServiceIds, Arc<str>> {
+        let runner = self.plan.step(step).runner;
+        let id = |service: &'a BoundService| {
+            let id = match &service.source {
+                ServiceSource::Image(image) => match self.identities.get(&(runner, Some(&**image))) {
+                    Some(IdentityState::Answered(answer)) => answer.clone()?.and_then(|identity| identity.image),
+                    _ => None,
+                },
+                ServiceSource::Step(seed) => progress.snapshot(*seed).map(|snapshot| Arc::clone(&snapshot.0)),
+            };
+            let id = id.ok_or_else(|| format!("it is not known what service `{}` boots from", service.name))?;
+            Ok((Arc::clone(&service.name), id))
+        };
+        self.plan.services(step).iter().map(id).collect()
     }
 
     /// Looks up a step after those that build on it.
@@ -209,9 +238,13 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
         };
         let (project, source_times) = (cache.project(), cache.source_times());
-        let context = KeyContext { base: part, mode: &mode, project, source_times, inputs: inputs.as_ref() };
+        let services = self.service_ids(step, progress)?;
+        let inputs_part = inputs.as_ref();
+        let context =
+            KeyContext { base: part, mode: &mode, project, source_times, inputs: inputs_part, services: &services };
         let key = key_of(self.plan, step, dsl_key, &context);
-        Ok((cache, CachedStep { key, base, mode, inputs, flight: None }, LookupRequest { key, max_age }))
+        let cached_step = CachedStep { key, base, mode, inputs, services, flight: None };
+        Ok((cache, cached_step, LookupRequest { key, max_age }))
     }
 
     /// Handles the result of the local cache, and queries the remote cache on a miss.
@@ -304,7 +337,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     /// Records the result of a lookup.
     fn record(&mut self, step: StepIndex, verdict: CacheVerdict) {
-        let Some(CachedStep { key, base, mode, inputs, .. }) = self.running.get(&step) else { return };
+        let Some(CachedStep { key, base, mode, inputs, services, .. }) = self.running.get(&step) else { return };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
         self.records.push(KeyRecord {
             step: Arc::clone(&bound.step),
@@ -314,7 +347,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             runner: Arc::clone(&runner.name),
             runner_version: runner.cache_version,
             mode: Arc::clone(mode),
-            runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+            runner_args: args_in_keys(self.plan, step, services),
             inputs: *inputs,
             verdict,
         });

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CachingScope,
     inputs::Inputs,
-    key::{KeyContext, is_cached, key_of},
+    key::{KeyContext, ServiceIds, is_cached, key_of},
 };
 use crate::{
     awake,
@@ -227,8 +227,9 @@ impl<'a> SharingScope<'a> {
         let key_over = Box::new(move |candidate: &Candidate, snapshot: &str| {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
-            let inputs = candidate.inputs.as_ref();
-            key_of(plan, step, dsl_key, &KeyContext { base, mode: &candidate.mode, project, source_times, inputs })
+            let (inputs, services) = (candidate.inputs.as_ref(), &ServiceIds::new());
+            let mode = &candidate.mode;
+            key_of(plan, step, dsl_key, &KeyContext { base, mode, project, source_times, inputs, services })
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }
@@ -241,9 +242,13 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
+        if parent.is_some() && !self.plan.services(step).is_empty() {
+            // What its services boot from may not be known yet.
+            return None;
+        }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         let inputs = inputs.get(step)?.ok()?;
-        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: false })
+        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: self.plan.is_seed(step) })
     }
 }

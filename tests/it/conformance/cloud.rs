@@ -50,6 +50,7 @@ fn assert_conforms(report: &Report, why: &str) {
         "secrets-stay-with-their-run",
         "network-private",
         "cache-directories",
+        "services",
     ];
     assert!(report.not_promised().eq(lacks), "{report}");
 }

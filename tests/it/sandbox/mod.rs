@@ -14,5 +14,6 @@ mod overlays;
 mod processes;
 mod read_only_programs;
 mod rootless;
+mod services;
 mod source;
 mod source_times;

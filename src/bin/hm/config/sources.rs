@@ -15,7 +15,7 @@ use super::{
     keys::{KeyPath, Sourced, ValueSource},
     layers::{RemoteLayers, RemoteTable},
     schema::{BackendName, ConfigFile, VmTable},
-    steps,
+    services, steps,
     variables::Environment,
 };
 use crate::{
@@ -93,7 +93,9 @@ impl ConfigSources {
             ["backend"] => value == BackendName::Local.as_str(),
             // Less sharing needs no consent.
             ["remote", "cache"] => value == "off",
-            [steps::TABLE, _, name] => trust::of_step_arg(name, value).is_none(),
+            [steps::TABLE, _, name] => trust::of_step_arg(name, value, None).is_none(),
+            [services::TABLE, _, "image"] => value.as_str().is_some_and(|image| trust::of_image(image, None).is_none()),
+            [services::TABLE, ..] => true,
             _ => false,
         });
     }

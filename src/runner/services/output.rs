@@ -1,0 +1,178 @@
+//! The output of a service: lines of the step's log, with the service's name before each.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::{
+    awake,
+    event::{EventBus, Held},
+    model::StdStream,
+    sync::Mutex,
+};
+
+/// The number of lines that are repeated when a service has failed.
+const LAST_LINES: usize = 10;
+
+/// How much of a line is repeated, in bytes.
+const LAST_LINE_BYTES: usize = 1000;
+
+/// A longer line is cut into pieces.
+const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// How much of a service's output is recorded, in bytes.
+const MAX_LOG_BYTES: usize = 8 << 20;
+
+/// The pause after each piece of output that is not recorded.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The output of one service.
+pub(in crate::runner) struct ServiceOutput<'a> {
+    name: &'a str,
+    /// The line by which it tells that it is ready, if it has a condition.
+    mark: Option<String>,
+    bus: &'a EventBus,
+    step_id: Uuid,
+    state: Mutex<State>,
+    is_ready: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    streams: [OpenLine; 2],
+    last: VecDeque<Vec<u8>>,
+    recorded: usize,
+}
+
+/// What a stream has after its last line.
+#[derive(Default)]
+struct OpenLine {
+    held: Held,
+    line: Vec<u8>,
+}
+
+impl fmt::Debug for ServiceOutput<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceOutput").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<'a> ServiceOutput<'a> {
+    /// Creates the output of a service that prints `mark` when it is ready, or that is ready when it has
+    /// started.
+    pub(in crate::runner) fn new(name: &'a str, mark: Option<&str>, bus: &'a EventBus, step_id: Uuid) -> Self {
+        // As it will be found, if a part of it is a secret.
+        let mark = mark
+            .map(|mark| String::from_utf8_lossy(&bus.masked(&mut Held::default(), mark.as_bytes(), true)).into_owned());
+        Self { name, mark, bus, step_id, state: Mutex::default(), is_ready: Notify::new() }
+    }
+
+    pub(in crate::runner) fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Waits until the service is ready. Completes once.
+    pub(super) async fn ready(&self) {
+        if self.mark.is_some() {
+            self.is_ready.notified().await;
+        }
+    }
+
+    /// Returns the last lines.
+    pub(super) fn last(&self) -> Vec<String> {
+        self.state.lock().last.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect()
+    }
+
+    /// Takes a piece of output. While this is pending, the service blocks once its pipe is full.
+    ///
+    /// # Cancel safety
+    /// The piece is recorded before this waits.
+    pub(in crate::runner) async fn write(&self, stream: StdStream, bytes: &[u8]) {
+        if self.take(stream, bytes, false) {
+            awake::sleep(PAUSE).await;
+        }
+    }
+
+    /// Records unfinished lines. No more output follows.
+    pub(in crate::runner) fn finish(&self) {
+        for stream in [StdStream::Stdout, StdStream::Stderr] {
+            self.take(stream, b"", true);
+        }
+    }
+
+    /// Records the lines that are finished, and with `is_over` the rest. Returns whether nothing more will be
+    /// recorded.
+    fn take(&self, stream: StdStream, bytes: &[u8], is_over: bool) -> bool {
+        let mut state = self.state.lock();
+        let State { streams, last, recorded } = &mut *state;
+        let OpenLine { held, line } = &mut streams[usize::from(stream == StdStream::Stderr)];
+        // Before it is cut: a piece of a secret is not recognized.
+        let bytes = self.bus.masked(held, bytes, is_over);
+        let mut lines = Lines { name: self.name, last, recorded, out: Vec::new() };
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            line.extend_from_slice(piece);
+            if let Some(whole) = line.strip_suffix(b"\n") {
+                let before = self.mark.as_ref().and_then(|mark| whole.strip_suffix(mark.as_bytes()));
+                if before.is_some() {
+                    self.is_ready.notify_one();
+                }
+                // Another process may have begun the line.
+                if before.is_none_or(|before| !before.is_empty()) {
+                    lines.add(before.unwrap_or(whole));
+                }
+                line.clear();
+            }
+            while line.len() >= MAX_LINE_BYTES {
+                // The mark is recognized at the end of a piece.
+                let cut = MAX_LINE_BYTES - self.mark.as_ref().map_or(0, String::len);
+                lines.add(&line[..cut]);
+                line.drain(..cut);
+            }
+        }
+        if is_over && !line.is_empty() {
+            lines.add(line);
+            line.clear();
+        }
+        let out = lines.out;
+        let is_full = state.recorded > MAX_LOG_BYTES;
+        // With the lock, so that the lines of both streams keep their order.
+        if !out.is_empty() {
+            self.bus.lines_beside(self.step_id, stream, &out);
+        }
+        is_full
+    }
+}
+
+/// Finished lines on their way to the log.
+struct Lines<'s> {
+    name: &'s str,
+    last: &'s mut VecDeque<Vec<u8>>,
+    recorded: &'s mut usize,
+    out: Vec<u8>,
+}
+
+impl Lines<'_> {
+    fn add(&mut self, line: &[u8]) {
+        let mut kept = if self.last.len() < LAST_LINES { None } else { self.last.pop_front() }.unwrap_or_default();
+        kept.clear();
+        kept.extend_from_slice(&line[..line.len().min(LAST_LINE_BYTES)]);
+        self.last.push_back(kept);
+        if *self.recorded > MAX_LOG_BYTES {
+            return;
+        }
+        *self.recorded += line.len() + 1;
+        if *self.recorded > MAX_LOG_BYTES {
+            let limit = MAX_LOG_BYTES >> 20;
+            self.push(format!("(more than {limit} MiB: the rest of its output is not recorded)").as_bytes());
+            return;
+        }
+        self.push(line);
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        self.out.extend_from_slice(format!("[{}] ", self.name).as_bytes());
+        self.out.extend_from_slice(line);
+        self.out.push(b'\n');
+    }
+}
