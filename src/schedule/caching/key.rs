@@ -63,3 +63,23 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
     };
     parts.key()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::fixture::plan;
+
+    #[test]
+    fn what_services_boot_from_is_part_of_the_arguments() {
+        let plan = plan(1, "");
+        let of = |services: &[(&str, &str)]| {
+            let ids = services.iter().map(|(name, id)| ((*name).into(), (*id).into())).collect();
+            args_in_keys(&plan, StepIndex(0), &ids)
+        };
+        assert_eq!(of(&[]), "", "a step without services has the key that it always had");
+        let one = of(&[("db", "sha256:1")]);
+        assert_eq!(one, r#"{"services":{"db":{"boots from":"sha256:1"}}}"#);
+        assert_ne!(of(&[("db", "sha256:2")]), one);
+        assert_ne!(of(&[("dc", "sha256:1")]), one);
+    }
+}
