@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    backends::usable_program,
+    backends::{skip_optional, usable_program},
     processes::marker,
     project::{Ended, Project, eventually},
     users::is_root,
@@ -47,7 +47,7 @@ fn has_line(ended: &Ended, line: &str) -> bool {
     ended.stdout.lines().any(|shown| shown.ends_with(line))
 }
 
-fn redis(ready: Value) -> Value {
+fn redis(ready: &Value) -> Value {
     json!({ "db": { "image": "host", "cmd": "redis-server --save '' --port 6379", "ready": ready } })
 }
 
@@ -63,13 +63,13 @@ fn a_step_uses_redis_by_its_name() {
     let project = Project::new();
     let cmd = "redis-cli set a one; redis-cli -h db get a";
     for ready in [json!(6379), json!("redis-cli ping | grep PONG")] {
-        let ended = run(&project, cmd, &redis(ready)).expect(0);
+        let ended = run(&project, cmd, &redis(&ready)).expect(0);
         assert!(has_line(&ended, "| OK") && has_line(&ended, "| one"), "{}", ended.stdout);
         assert!(ended.stdout.contains("| [db] ") && !ended.stdout.contains("is ready\n"), "{}", ended.stdout);
     }
     // Two steps at once have one each, on the same port.
     let slow = "redis-cli set a $HM > /dev/null; sleep 1; test $(redis-cli get a) = $HM && echo mine";
-    let step = |key| (key, slow.replace("$HM", key), with_services(&redis(json!(6379))));
+    let step = |key| (key, slow.replace("$HM", key), with_services(&redis(&json!(6379))));
     let steps = [step("left"), step("right")];
     let steps: Vec<_> = steps.iter().map(|(key, cmd, more)| (*key, cmd.as_str(), more.clone())).collect();
     pipeline(&project, &steps, &json!([]));
@@ -80,10 +80,11 @@ fn a_step_uses_redis_by_its_name() {
 #[test]
 fn a_step_uses_postgresql() {
     let installed = fs::read_dir("/usr/lib/postgresql").ok().and_then(|mut all| all.next()?.ok());
-    let Some(bin) = installed.map(|entry| entry.path().join("bin")) else { return };
+    let Some(bin) = installed.map(|entry| entry.path().join("bin")) else {
+        return skip_optional("PostgreSQL", "it is not installed");
+    };
     if !is_root() {
-        // It refuses to run as root, which a step is, and a single id has no other user.
-        return;
+        return skip_optional("PostgreSQL", "it refuses to run as root, and a single id has no other user");
     }
     let project = Project::new();
     let bin = bin.display();
