@@ -1,6 +1,6 @@
 //! The output of a service: lines of the step's log, with the service's name before each.
 
-use std::{collections::VecDeque, fmt, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, fmt, time::Duration};
 
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -30,8 +30,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The output of one service.
 pub(in crate::runner) struct ServiceOutput<'a> {
     name: &'a str,
-    /// The line by which it tells that it is ready, if it has a condition.
-    mark: Option<String>,
+    has_condition: bool,
     bus: &'a EventBus,
     step_id: Uuid,
     state: Mutex<State>,
@@ -40,6 +39,7 @@ pub(in crate::runner) struct ServiceOutput<'a> {
 
 #[derive(Default)]
 struct State {
+    mark: Option<Mark>,
     streams: [OpenLine; 2],
     last: VecDeque<Vec<u8>>,
     recorded: usize,
@@ -62,10 +62,9 @@ impl<'a> ServiceOutput<'a> {
     /// Creates the output of a service that prints `mark` when it is ready, or that is ready when it has
     /// started.
     pub(in crate::runner) fn new(name: &'a str, mark: Option<&str>, bus: &'a EventBus, step_id: Uuid) -> Self {
-        // As it will be found, if a part of it is a secret.
-        let mark = mark
-            .map(|mark| String::from_utf8_lossy(&bus.masked(&mut Held::default(), mark.as_bytes(), true)).into_owned());
-        Self { name, mark, bus, step_id, state: Mutex::default(), is_ready: Notify::new() }
+        let state = State { mark: mark.map(Mark::new), ..State::default() };
+        let (has_condition, is_ready) = (mark.is_some(), Notify::new());
+        Self { name, has_condition, bus, step_id, state: Mutex::new(state), is_ready }
     }
 
     pub(in crate::runner) fn name(&self) -> &'a str {
@@ -74,7 +73,7 @@ impl<'a> ServiceOutput<'a> {
 
     /// Waits until the service is ready. Completes once.
     pub(super) async fn ready(&self) {
-        if self.mark.is_some() {
+        if self.has_condition {
             self.is_ready.notified().await;
         }
     }
@@ -105,29 +104,32 @@ impl<'a> ServiceOutput<'a> {
     /// recorded.
     fn take(&self, stream: StdStream, bytes: &[u8], is_over: bool) -> bool {
         let mut state = self.state.lock();
-        let State { streams, last, recorded } = &mut *state;
+        let State { mark, streams, last, recorded } = &mut *state;
         let OpenLine { held, line } = &mut streams[usize::from(stream == StdStream::Stderr)];
+        // First, because the mark may be in the middle of a secret, which the service prints.
+        let bytes = match mark {
+            Some(open) if stream == StdStream::Stdout => {
+                let (bytes, is_found) = open.remove(bytes, is_over);
+                if is_found {
+                    *mark = None;
+                    self.is_ready.notify_one();
+                }
+                Cow::Owned(bytes)
+            }
+            _ => Cow::Borrowed(bytes),
+        };
         // Before it is cut: a piece of a secret is not recognized.
-        let bytes = self.bus.masked(held, bytes, is_over);
+        let bytes = self.bus.masked(held, &bytes, is_over);
         let mut lines = Lines { name: self.name, last, recorded, out: Vec::new() };
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             line.extend_from_slice(piece);
             if let Some(whole) = line.strip_suffix(b"\n") {
-                let before = self.mark.as_ref().and_then(|mark| whole.strip_suffix(mark.as_bytes()));
-                if before.is_some() {
-                    self.is_ready.notify_one();
-                }
-                // Another process may have begun the line.
-                if before.is_none_or(|before| !before.is_empty()) {
-                    lines.add(before.unwrap_or(whole));
-                }
+                lines.add(whole);
                 line.clear();
             }
             while line.len() >= MAX_LINE_BYTES {
-                // The mark is recognized at the end of a piece.
-                let cut = MAX_LINE_BYTES - self.mark.as_ref().map_or(0, String::len);
-                lines.add(&line[..cut]);
-                line.drain(..cut);
+                lines.add(&line[..MAX_LINE_BYTES]);
+                line.drain(..MAX_LINE_BYTES);
             }
         }
         if is_over && !line.is_empty() {
@@ -141,6 +143,36 @@ impl<'a> ServiceOutput<'a> {
             self.bus.lines_beside(self.step_id, stream, &out);
         }
         is_full
+    }
+}
+
+/// The line by which a service tells that it is ready.
+struct Mark {
+    line: Vec<u8>,
+    /// The end of the output so far, if the mark may begin there.
+    held: Vec<u8>,
+}
+
+impl Mark {
+    fn new(mark: &str) -> Self {
+        Self { line: format!("{mark}\n").into_bytes(), held: Vec::new() }
+    }
+
+    /// Returns the next bytes of the output without the mark, and whether it was among them. Holds back what
+    /// may become the mark, unless the output `is_over`.
+    fn remove(&mut self, bytes: &[u8], is_over: bool) -> (Vec<u8>, bool) {
+        let mut text = std::mem::take(&mut self.held);
+        text.extend_from_slice(bytes);
+        let is_mark = |window: &[u8]| window[0] == self.line[0] && *window == *self.line;
+        if let Some(at) = text.windows(self.line.len()).position(is_mark) {
+            text.drain(at..at + self.line.len());
+            return (text, true);
+        }
+        let open = (1..self.line.len()).rev().find(|&len| text.ends_with(&self.line[..len]));
+        if let Some(open) = open.filter(|_| !is_over) {
+            self.held = text.split_off(text.len() - open);
+        }
+        (text, false)
     }
 }
 
@@ -174,5 +206,26 @@ impl Lines<'_> {
         self.out.extend_from_slice(format!("[{}] ", self.name).as_bytes());
         self.out.extend_from_slice(line);
         self.out.push(b'\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_found_wherever_it_is_cut_and_leaves_the_rest_as_it_is() {
+        let text = b"hunr: readr: ready\nter2";
+        for cut in 0..=text.len() {
+            let mut mark = Mark::new("r: ready");
+            let (mut out, mut found) = mark.remove(&text[..cut], false);
+            let rest = if found { (text[cut..].to_vec(), true) } else { mark.remove(&text[cut..], true) };
+            out.extend_from_slice(&rest.0);
+            found |= rest.1;
+            assert!(found && out == b"hunr: readter2", "cut at {cut}: {}", String::from_utf8_lossy(&out));
+        }
+        let mut mark = Mark::new("ready");
+        assert_eq!(mark.remove(b"a rea", false), (b"a ".to_vec(), false));
+        assert_eq!(mark.remove(b"", true), (b"rea".to_vec(), false), "nothing is lost at the end");
     }
 }
