@@ -154,8 +154,15 @@ fn with_policy(work: &Work, dag: &Dag, workers: usize) -> Simulated {
     let placements = priorities(dag, &believed).into_iter();
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(workers).unwrap()];
-    let rules =
-        Rules { limits, keep_going: true, retries: RETRIES, backoff: BACKOFF, outcomes: BTreeMap::new(), memory: None };
+    let rules = Rules {
+        limits,
+        keep_going: true,
+        retries: RETRIES,
+        backoff: BACKOFF,
+        outcomes: BTreeMap::new(),
+        takers: BTreeMap::new(),
+        memory: None,
+    };
     let mut policy = Policy::new(dag, &placements, &rules);
     let mut now = Duration::ZERO;
     let mut running = BinaryHeap::new();

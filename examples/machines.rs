@@ -3,7 +3,7 @@
 //! and a process namespace each; others could be virtual machines, containers, or boards on a shelf.
 //!
 //! `cargo run --example machines --features vm`, and its test, the conformance suite:
-//! `cargo test --example machines`.
+//! `cargo test --example machines --features conformance`.
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
@@ -197,6 +197,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     std::process::exit(outcome.status.exit_code());
 }
 
+// Tests of this repository always have the suite.
+#[cfg(feature = "conformance")]
 #[tokio::test]
 async fn conforms() {
     let dir = tempfile::tempdir().expect("a directory");

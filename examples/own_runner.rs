@@ -1,7 +1,7 @@
 //! A runner of your own, which passes the conformance suite: each step runs in a copy of the source.
 //!
 //! `cargo run --example own_runner --features process,conformance`, and its test:
-//! `cargo test --example own_runner`.
+//! `cargo test --example own_runner --features conformance`.
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
@@ -55,6 +55,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     std::process::exit(outcome.status.exit_code());
 }
 
+// Tests of this repository always have the suite.
+#[cfg(feature = "conformance")]
 #[tokio::test]
 async fn conforms() {
     hm_exec::conformance::Suite::new(&Copies, "host").run().await.assert_passed();

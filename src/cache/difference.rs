@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::parts::{BaseRecord, RunParts, StepParts};
+use super::{
+    StepInputPart,
+    parts::{BaseRecord, RunParts, StepParts},
+};
 use crate::source::SourceTimes;
 
 /// One part that differs.
@@ -23,6 +26,27 @@ pub enum Difference {
     DslKey,
     /// The files that the paths of `on_change` match: names, types, modes, targets of links, contents.
     Inputs,
+    /// The files of another step that the step gets: their content, or where it gets them.
+    StepInput {
+        /// The other step.
+        step: String,
+        /// The path there.
+        path: String,
+    },
+    /// Files of another step that the step gets now.
+    StepInputAdded {
+        /// The other step.
+        step: String,
+        /// The path there.
+        path: String,
+    },
+    /// Files of another step that the step no longer gets.
+    StepInputRemoved {
+        /// The other step.
+        step: String,
+        /// The path there.
+        path: String,
+    },
     /// The command.
     Command,
     /// A variable that was added.
@@ -100,7 +124,26 @@ pub enum Difference {
     },
 }
 
-/// Returns the differences between the keys of two runs' steps.
+/// Returns the differences between the files of other steps that a step got in two runs.
+pub(super) fn input_differences(old: &[StepInputPart], new: &[StepInputPart]) -> Vec<Difference> {
+    let named = |parts: &[StepInputPart]| -> BTreeMap<(String, String), (String, [u8; 32])> {
+        let named = |it: &StepInputPart| ((it.step.clone(), it.path.clone()), (it.target.clone(), it.digest));
+        parts.iter().map(named).collect()
+    };
+    let (mut was, is) = (named(old), named(new));
+    let mut found = Vec::new();
+    for ((step, path), now) in is {
+        match was.remove(&(step.clone(), path.clone())) {
+            None => found.push(Difference::StepInputAdded { step, path }),
+            Some(before) if before != now => found.push(Difference::StepInput { step, path }),
+            Some(_) => {}
+        }
+    }
+    found.extend(was.into_keys().map(|(step, path)| Difference::StepInputRemoved { step, path }));
+    found
+}
+
+/// Returns the differences between the keys of two runs' steps, except for files of other steps.
 pub(super) fn differences(
     (old_run, old): (&RunParts, &StepParts),
     (new_run, new): (&RunParts, &StepParts),

@@ -31,7 +31,8 @@ pub enum BasePart<'a> {
 ///
 /// A key is a BLAKE3 hash of a version byte and then the parts in this order, each preceded by its length as
 /// eight bytes, little-endian. The environment consists of the number of variables, followed by the variables
-/// in byte order. The kind of the base is a part, too. Without inputs their part is empty.
+/// in byte order. The kind of the base is a part, too. Without inputs their part is empty. The last part, the
+/// files of other steps, is left out if there are none.
 ///
 /// ```
 /// use hm_exec::{cache::{BasePart, KeyParts}, source::SourceTimes};
@@ -50,6 +51,7 @@ pub enum BasePart<'a> {
 ///     project: "git:github.com/owner/repo",
 ///     source_times: SourceTimes::Normal,
 ///     inputs: None,
+///     step_inputs: None,
 /// };
 /// assert_eq!(parts.key(), parts.key());
 /// assert_ne!(parts.key(), KeyParts { command: "make -j", ..parts }.key());
@@ -84,6 +86,8 @@ pub struct KeyParts<'a> {
     pub source_times: SourceTimes,
     /// The digest of what `on_change` paths match in the source.
     pub inputs: Option<&'a [u8; 32]>,
+    /// The digest of the files of other steps that the step gets, and of where it gets them.
+    pub step_inputs: Option<&'a [u8; 32]>,
 }
 
 impl KeyParts<'_> {
@@ -91,7 +95,7 @@ impl KeyParts<'_> {
     #[must_use]
     pub fn key(&self) -> CacheKey {
         let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
-        let Self { runner_args, project, source_times, inputs, .. } = self;
+        let Self { runner_args, project, source_times, inputs, step_inputs, .. } = self;
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -112,6 +116,9 @@ impl KeyParts<'_> {
         [os, arch, mode, runner_args, project].into_iter().for_each(|text| part(text.as_bytes()));
         part(source_times.as_str().as_bytes());
         part(inputs.map_or(&[], |digest| &digest[..]));
+        if let Some(digest) = step_inputs {
+            part(&digest[..]);
+        }
         CacheKey(*hasher.finalize().as_bytes())
     }
 }

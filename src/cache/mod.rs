@@ -13,6 +13,7 @@ mod parts;
 mod policy;
 mod project;
 mod shared;
+mod step_inputs;
 mod why;
 
 pub(crate) use build::is_young;
@@ -27,4 +28,5 @@ pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
+pub(crate) use step_inputs::{StepInputPart, StepInputs};
 pub use why::{Explanation, WhyError, explain, key_of};

@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::CacheKey;
+use super::{CacheKey, StepInputPart, StepInputs};
 use crate::{
     ir::{CommandStep, Env},
     model::CacheMissReason,
@@ -41,6 +41,7 @@ pub(crate) struct KeyRecord {
     pub(crate) mode: Arc<str>,
     pub(crate) runner_args: String,
     pub(crate) inputs: Option<[u8; 32]>,
+    pub(crate) step_inputs: Option<Arc<StepInputs>>,
     pub(crate) verdict: CacheVerdict,
 }
 
@@ -82,6 +83,10 @@ pub(super) struct RunParts {
     steps: BTreeMap<String, StepParts>,
     pub(super) project: String,
     pub(super) source_times: SourceTimes,
+    /// The files of other steps that steps got. They follow the rest as a value of their own, which files of
+    /// earlier versions lack.
+    #[serde(skip)]
+    step_inputs: BTreeMap<String, Vec<StepInputPart>>,
 }
 
 /// The parts of one step's key.
@@ -120,7 +125,9 @@ pub(super) fn write(
     };
     let mut parts = RunParts { project: project.to_owned(), source_times, ..RunParts::default() };
     let mut last_env: Option<&Arc<Env>> = None;
-    for KeyRecord { step, env, base, key, runner, runner_version, mode, runner_args, inputs, verdict } in records {
+    for record in records {
+        let KeyRecord { step, env, base, key, runner, runner_version, mode, .. } = record;
+        let KeyRecord { runner_args, inputs, step_inputs, verdict, .. } = record;
         if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
             // The name is part of the hash, so that equal values of two variables have different hashes.
             let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
@@ -142,9 +149,13 @@ pub(super) fn write(
             inputs: *inputs,
         };
         parts.steps.insert(step.key.to_string(), own);
+        if let Some(inputs) = step_inputs {
+            parts.step_inputs.insert(step.key.to_string(), inputs.parts().to_vec());
+        }
     }
     let mut bytes = HEADER.to_vec();
     bytes.extend(postcard::to_stdvec(&parts).map_err(io::Error::other)?);
+    bytes.extend(postcard::to_stdvec(&parts.step_inputs).map_err(io::Error::other)?);
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path(run_dir))?.write_all(&bytes)
 }
@@ -161,7 +172,11 @@ impl RunParts {
         };
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "it is not in a format that this version reads");
         let payload = bytes.strip_prefix(HEADER).ok_or_else(invalid)?;
-        let (parts, _later_fields) = postcard::take_from_bytes(payload).map_err(|_| invalid())?;
+        let (mut parts, rest) = postcard::take_from_bytes::<Self>(payload).map_err(|_| invalid())?;
+        if !rest.is_empty() {
+            let (step_inputs, _later_fields) = postcard::take_from_bytes(rest).map_err(|_| invalid())?;
+            parts.step_inputs = step_inputs;
+        }
         Ok(Some(parts))
     }
 
@@ -169,7 +184,31 @@ impl RunParts {
         self.steps.get(key)
     }
 
+    /// Returns the files of other steps that a step got.
+    pub(super) fn step_inputs(&self, key: &str) -> &[StepInputPart] {
+        self.step_inputs.get(key).map_or(&[], Vec::as_slice)
+    }
+
     pub(super) fn env(&self, step: &StepParts) -> Option<&BTreeMap<String, Hidden>> {
         self.envs.get(usize::try_from(step.env).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_earlier_versions_lack_files_of_other_steps_and_can_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &[7; 32], ("path:/p", SourceTimes::Normal), &[]).unwrap();
+        let bytes = fs::read(path(dir.path())).unwrap();
+        let (earlier, no_step_inputs) = bytes.split_at(bytes.len() - 1);
+        assert_eq!(no_step_inputs, [0]);
+        fs::write(path(dir.path()), earlier).unwrap();
+        let read = RunParts::read(dir.path()).unwrap().unwrap();
+        assert_eq!((&*read.project, read.step_inputs("any")), ("path:/p", &[][..]));
+        fs::write(path(dir.path()), &earlier[..earlier.len() - 1]).unwrap();
+        assert!(RunParts::read(dir.path()).is_err());
     }
 }

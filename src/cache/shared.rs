@@ -76,7 +76,7 @@ pub(crate) struct Candidate {
     pub(crate) inputs: Option<[u8; 32]>,
     /// The maximum age of a result.
     pub(crate) max_age: Option<Duration>,
-    /// Whether a step that is sure to run boots from it.
+    /// Whether a step that is sure to run boots from it, or a step may get files of it.
     pub(crate) is_needed: bool,
 }
 

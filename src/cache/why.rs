@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     CacheKey,
-    difference::{Difference, differences},
+    difference::{Difference, differences, input_differences},
     parts::{CacheVerdict, RunParts},
 };
 use crate::{
@@ -90,10 +90,10 @@ pub fn key_of(store: &Store, run: &Run, step: &str) -> Result<Option<CacheKey>, 
     Ok(read(store, run)?.and_then(|parts| parts.step(step).map(|step| CacheKey(step.key))))
 }
 
-/// Returns the parent step if its snapshot is the only difference.
+/// Returns the step whose result is the only difference.
 fn cause_above(explained: &Explanation) -> Option<String> {
     match &explained.differences[..] {
-        [Difference::ParentSnapshot { parent }] => Some(parent.clone()),
+        [Difference::ParentSnapshot { parent: step } | Difference::StepInput { step, .. }] => Some(step.clone()),
         _ => None,
     }
 }
@@ -128,6 +128,8 @@ fn explain_one(
         let Some(old) = old_parts.step(step) else { continue };
         explanation.compared_with = Some(before.id);
         explanation.differences = differences((&old_parts, old), (parts, own));
+        let inputs = input_differences(old_parts.step_inputs(step), parts.step_inputs(step));
+        explanation.differences.extend(inputs);
         if explanation.differences.is_empty() {
             explanation.evicted = store.steps().evicted(&own.key)?;
             explanation.ended_before = ended(store, before, step);

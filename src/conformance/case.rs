@@ -4,7 +4,8 @@ use std::{fmt, future::Future, pin::Pin};
 
 use super::{
     cases::{
-        cache_dirs, cancel, exit, input, isolation, limits, lineage, output, processes, services, snapshots, source,
+        cache_dirs, cancel, exit, input, inputs, isolation, limits, lineage, output, processes, services, snapshots,
+        source,
     },
     harness::{Broken, Harness},
 };
@@ -42,6 +43,7 @@ pub(super) enum Capability {
     PrivateNetwork,
     CacheDirs,
     Services,
+    Inputs,
 }
 
 impl Capability {
@@ -60,6 +62,7 @@ impl Capability {
             Self::PrivateNetwork => "private_network",
             Self::CacheDirs => "cache_dirs",
             Self::Services => "services",
+            Self::Inputs => "inputs",
         }
     }
 
@@ -78,6 +81,7 @@ impl Capability {
             Self::PrivateNetwork => claimed.private_network,
             Self::CacheDirs => claimed.cache_dirs,
             Self::Services => claimed.services,
+            Self::Inputs => claimed.inputs,
         }
     }
 }
@@ -137,6 +141,7 @@ pub(super) const CASES: &[Case] = cases! {
     "network-private" [PrivateNetwork] limits::network_private;
     "cache-directories" [CacheDirs] cache_dirs::persist;
     "services" [Services] services::beside;
+    "files-of-other-steps" [Snapshots Inputs] inputs::shown;
 };
 
 #[cfg(test)]

@@ -336,6 +336,14 @@ pub enum ProblemKind {
         /// The value, as JSON.
         found: String,
     },
+    /// An entry of the step's `inputs` is wrong.
+    #[error("wrong input {}: {}", Quoted(.input), Message(.message))]
+    Input {
+        /// The entry: a step and a path.
+        input: String,
+        /// The reason, and the remedy.
+        message: String,
+    },
     /// An argument of the step is wrong that the pipeline does not have: a table of the options sets it.
     #[error("{kind} (set by {set_by})", set_by = Message(.place))]
     FromTable {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     num::NonZeroU32,
     sync::Arc,
     time::Duration,
@@ -11,8 +12,9 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, ServiceSource, StepIndex, bind_args,
+    BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, PlannedInput, ServiceSource, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
+    inputs::{InputEntry, InputScope},
     nearest::nearest,
     step_services::{Expanded, StepServices},
     step_tables::{self, FromTable, table_args},
@@ -40,6 +42,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
     for step in plan.dag().steps() {
         binder.check_lineage(step, &mut steps);
     }
+    let inputs = binder.resolve_inputs(&mut steps);
     let Binder { mut problems, mut used_images, outcomes, used_tables, left_out, services, .. } = binder;
     let (services, without_snapshot) = services.finish(&steps, &runners);
     without_snapshot.into_iter().for_each(|(place, kind)| problems.add(place, kind));
@@ -53,6 +56,7 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         outcomes,
         services: services.bound,
         seeds: services.seeds,
+        inputs,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         unused_tables: (0..options.step_tables.len()).filter(|at| !used_tables.contains(at)).collect(),
@@ -84,6 +88,8 @@ struct Binder<'a> {
     without_args: BTreeSet<RunnerIndex>,
     /// The steps whose failures are allowed or retried.
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The inputs of steps as they are written, and the table that sets them.
+    inputs: Vec<(StepIndex, Vec<InputEntry>, Option<Arc<str>>)>,
     /// The tables of the options that match a step, by position.
     used_tables: BTreeSet<usize>,
     /// The arguments that steps do not get, each with the number of these steps.
@@ -108,6 +114,7 @@ impl<'a> Binder<'a> {
             no_args: Value::Object(Map::new()),
             without_args: BTreeSet::new(),
             outcomes: BTreeMap::new(),
+            inputs: Vec::new(),
             used_tables: BTreeSet::new(),
             left_out: BTreeMap::new(),
             services: StepServices::new(plan, options),
@@ -151,6 +158,10 @@ impl<'a> Binder<'a> {
             }
             if taken.rules != OutcomeRules::default() {
                 self.outcomes.insert(at, taken.rules);
+            }
+            if !taken.inputs.is_empty() {
+                let from = found.get("inputs").map(|from| Arc::clone(&from.arg.source));
+                self.inputs.push((at, taken.inputs, from));
             }
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
@@ -203,6 +214,7 @@ impl<'a> Binder<'a> {
             has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
             // Set when every step has its runner.
             has_foreign_children: false,
+            is_input: false,
             is_refreshed: self.options.no_cache || self.options.refresh.contains(&*step.key),
             step,
         })
@@ -374,6 +386,48 @@ impl<'a> Binder<'a> {
         };
         let place = ProblemPlace::Step { node: at.get(), key: Arc::clone(&child.step.key) };
         self.problems.add(place, kind);
+    }
+
+    /// Resolves the inputs of all steps.
+    fn resolve_inputs(&mut self, steps: &mut [Option<BoundStep>]) -> BTreeMap<StepIndex, Vec<PlannedInput>> {
+        let mut all = BTreeMap::new();
+        let entries = mem::take(&mut self.inputs);
+        if entries.is_empty() {
+            return all;
+        }
+        let scope = InputScope::new(self.plan.pipeline(), self.plan.dag());
+        for (at, entries, table) in entries {
+            let mut problems = Vec::new();
+            let Some(bound) = &steps[at.get()] else { continue };
+            let inputs = scope.resolve(at, &entries, bound.step.runner_args.as_ref(), &mut problems);
+            let runner = &self.runners[usize::from(bound.runner.0)];
+            if !runner.capabilities.inputs {
+                problems.push(ProblemKind::RunnerArgs {
+                    runner: Arc::clone(&runner.name),
+                    path: "runner_args.inputs".into(),
+                    message: "this runner cannot show files of other steps to a step: use `sandbox`".into(),
+                });
+            }
+            let key = Arc::clone(&bound.step.key);
+            for PlannedInput { step, path, .. } in &inputs {
+                let Some(other) = &mut steps[step.get()] else { continue };
+                other.is_input = true;
+                let runner = &self.runners[usize::from(other.runner.0)];
+                if !runner.capabilities.layers {
+                    let message = format!("runner `{}` keeps no files for other steps: use `sandbox`", runner.name);
+                    problems.push(ProblemKind::Input { input: format!("{}:{path}", other.step.key), message });
+                }
+            }
+            for kind in problems {
+                let kind = match &table {
+                    Some(place) => ProblemKind::FromTable { place: Arc::clone(place), kind: Box::new(kind) },
+                    None => kind,
+                };
+                self.problems.add(ProblemPlace::Step { node: at.get(), key: Arc::clone(&key) }, kind);
+            }
+            all.insert(at, inputs);
+        }
+        all
     }
 
     fn runner_named(&mut self, name: &str, place: impl FnOnce() -> ProblemPlace) -> Option<RunnerIndex> {

@@ -1,11 +1,15 @@
-//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail` and `retries`.
+//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries` and
+//! `inputs`.
 //!
-//! They say what a failure of the step means. They change nothing that the step sees, so they are taken out
-//! of its `runner_args`: neither the runner nor a cache key has them.
+//! They are taken out of its `runner_args`, so the runner does not have them. The first two say what a
+//! failure of the step means, and are in no cache key. Inputs are in keys with their contents.
+
+use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
+use super::inputs::{InputEntry, MOST_INPUTS};
 use crate::{
     ir::ProblemKind,
     model::{OutcomeRules, SoftFail},
@@ -14,6 +18,7 @@ use crate::{
 /// The names of these arguments. Runners cannot have arguments with such names.
 const SOFT_FAIL: &str = "soft_fail";
 const RETRIES: &str = "retries";
+const INPUTS: &str = "inputs";
 
 /// The maximum of `retries`.
 const MAX_RETRIES: u8 = 10;
@@ -27,6 +32,9 @@ struct EngineArgs {
     /// How often a command that failed runs again.
     #[schemars(range(min = 0, max = 10))]
     retries: u8,
+    /// Files of other steps that the step gets, read-only: `STEP:/PATH`, and the path at which it gets them.
+    /// The step must wait for them.
+    inputs: BTreeMap<String, String>,
 }
 
 #[derive(JsonSchema)]
@@ -47,6 +55,8 @@ pub fn engine_args_schema() -> Schema {
 /// The engine's arguments of a step, and the rest.
 pub(super) struct Taken {
     pub(super) rules: OutcomeRules,
+    /// The files of other steps, by target.
+    pub(super) inputs: Vec<InputEntry>,
     /// The runner's arguments, if there are any.
     pub(super) rest: Option<Value>,
     pub(super) problems: Vec<ProblemKind>,
@@ -55,7 +65,7 @@ pub(super) struct Taken {
 /// Takes the engine's arguments out of a step's `runner_args`. Returns `None` if there are none.
 pub(super) fn take(args: &Value) -> Option<Taken> {
     let args = args.as_object()?;
-    if !args.contains_key(SOFT_FAIL) && !args.contains_key(RETRIES) {
+    if ![SOFT_FAIL, RETRIES, INPUTS].iter().any(|name| args.contains_key(*name)) {
         return None;
     }
     let mut problems = Vec::new();
@@ -69,10 +79,15 @@ pub(super) fn take(args: &Value) -> Option<Taken> {
         problems.push(problem);
         0
     });
-    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES));
+    let inputs = args.get(INPUTS).map_or(Ok(Vec::new()), inputs);
+    let inputs = inputs.unwrap_or_else(|problem| {
+        problems.push(problem);
+        Vec::new()
+    });
+    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES | INPUTS));
     let rest: Map<_, _> = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
     let rest = (!rest.is_empty()).then_some(Value::Object(rest));
-    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), rest, problems })
+    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), inputs, rest, problems })
 }
 
 fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
@@ -99,6 +114,22 @@ fn retries(value: &Value) -> Result<u8, ProblemKind> {
         None if value.is_null() => Ok(0),
         _ => Err(wrong(RETRIES, "a whole number from 0 to 10", value_text(value))),
     }
+}
+
+fn inputs(value: &Value) -> Result<Vec<InputEntry>, ProblemKind> {
+    const EXPECTED: &str = "an object of at most 256 paths of steps and targets, such as {\"test:/workspace/cov\": \"/workspace/cov/test\"}";
+    let entries = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Object(entries) if entries.len() <= MOST_INPUTS => entries,
+        value => return Err(wrong(INPUTS, EXPECTED, value_text(value))),
+    };
+    let entry = |(from, target): (&String, &Value)| match target.as_str() {
+        Some(target) => Ok(InputEntry { from: from.clone(), target: target.to_owned() }),
+        None => Err(wrong(INPUTS, "an object whose values are paths", value_text(target))),
+    };
+    let mut entries = entries.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+    entries.sort_by(|a, b| (&a.target, &a.from).cmp(&(&b.target, &b.from)));
+    Ok(entries)
 }
 
 fn wrong(name: &str, expected: &'static str, found: String) -> ProblemKind {

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Dag, LeftOutArg, StepIndex, StepTable};
+use super::{Dag, LeftOutArg, PlannedInput, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
     model::OutcomeRules,
@@ -62,6 +62,8 @@ pub struct BoundPlan {
     pub services: BTreeMap<StepIndex, Vec<BoundService>>,
     /// The steps that services boot from, each with whether another runner does that.
     pub(super) seeds: BTreeMap<StepIndex, bool>,
+    /// The files of other steps that steps get.
+    pub inputs: BTreeMap<StepIndex, Vec<PlannedInput>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
@@ -90,7 +92,8 @@ impl BoundPlan {
     pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
         let bound = self.step(step);
         let seed = self.seeds.get(&step);
-        if is_published || self.keep || bound.has_foreign_children || seed == Some(&true) {
+        let is_taken = bound.is_input || seed == Some(&true);
+        if is_published || self.keep || bound.has_foreign_children || is_taken {
             SnapshotUse::Anywhere
         } else if bound.has_lineage_children || seed.is_some() {
             SnapshotUse::SameRunner
@@ -109,6 +112,15 @@ impl BoundPlan {
     #[must_use]
     pub fn services(&self, step: StepIndex) -> &[BoundService] {
         self.services.get(&step).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns the steps that get files of each step.
+    pub(crate) fn takers(&self) -> BTreeMap<StepIndex, Vec<StepIndex>> {
+        let mut takers: BTreeMap<StepIndex, Vec<StepIndex>> = BTreeMap::new();
+        for (taker, inputs) in &self.inputs {
+            inputs.iter().for_each(|input| takers.entry(input.step).or_default().push(*taker));
+        }
+        takers
     }
 
     /// Returns what a step boots from: the snapshot of its lineage parent, or its image if it has none.
@@ -167,8 +179,8 @@ pub enum SnapshotUse {
     None,
     /// For steps on the same runner in this build. The runner may commit in a form of its own.
     SameRunner,
-    /// For something other than the runner's own steps in this build: a child on another runner, the cache,
-    /// or the user.
+    /// For something other than the runner's own steps in this build: a child on another runner, a step that
+    /// gets files of it, the cache, or the user.
     Anywhere,
 }
 
@@ -213,6 +225,8 @@ pub struct BoundStep {
     pub has_lineage_children: bool,
     /// Whether one of them runs on another runner.
     pub has_foreign_children: bool,
+    /// Whether a step gets files of this one.
+    pub is_input: bool,
     /// Whether the step runs regardless of the cache.
     pub is_refreshed: bool,
 }

@@ -9,6 +9,7 @@ mod bind_args;
 mod bound;
 mod builder;
 mod dag;
+mod inputs;
 mod nearest;
 mod step_services;
 mod step_tables;
@@ -21,6 +22,7 @@ pub use bind_args::engine_args_schema;
 pub use bound::{Base, BindOptions, BoundPlan, BoundService, BoundStep, DEFAULT_IMAGE, ServiceSource, SnapshotUse};
 pub use builder::{PlanBuilder, Step};
 pub use dag::{Dag, Link};
+pub use inputs::PlannedInput;
 pub use step_tables::{FromTable, InvalidGlob, LeftOutArg, StepTable, TableArg, table_args};
 
 use crate::ir::{self, Draft, InvalidPipeline, Pipeline, ProblemKind, ProblemPlace, Problems, Validated};

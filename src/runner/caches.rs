@@ -80,27 +80,40 @@ impl<'de> Deserialize<'de> for CacheArg {
             CacheArgForm::Path(path) => (path, CacheScope::default()),
             CacheArgForm::Full(FullCacheArg { path, scope }) => (path, scope),
         };
-        let refused = |why: &str| de::Error::custom(format_args!("`{path}` cannot be a cache directory: {why}"));
-        let parts: Vec<Component<'_>> = Path::new(&path).components().collect();
-        let is_plain = parts.split_first().is_some_and(|(root, rest)| {
-            *root == Component::RootDir && rest.iter().all(|part| matches!(part, Component::Normal(_)))
-        });
-        // A trailing or a double slash is harmless: components do not have it.
-        if !is_plain || path.contains('\0') {
-            return Err(refused("write an absolute path without `..`"));
-        }
-        let clean: PathBuf = parts.iter().collect();
-        if let Some(taken) = TAKEN.iter().find(|taken| overlap(&clean, Path::new(taken))) {
-            return Err(refused(&format!("{taken} belongs to the sandbox")));
-        }
-        if Path::new(WORKSPACE).starts_with(&clean) {
-            return Err(refused("it holds the whole source"));
-        }
-        Ok(Self { path: clean, scope })
+        let mount_point = mount_point(&path);
+        mount_point
+            .map(|path| Self { path, scope })
+            .map_err(|why| de::Error::custom(format_args!("`{path}` cannot be a cache directory: {why}")))
     }
 }
 
-fn overlap(a: &Path, b: &Path) -> bool {
+/// Returns a path in a step in its plain form, or the reason why there are no files of the step's own.
+pub(crate) fn step_path(path: &str) -> Result<PathBuf, String> {
+    let parts: Vec<Component<'_>> = Path::new(path).components().collect();
+    let is_plain = parts.split_first().is_some_and(|(root, rest)| {
+        *root == Component::RootDir && rest.iter().all(|part| matches!(part, Component::Normal(_)))
+    });
+    // A trailing or a double slash is harmless: components do not have it.
+    if !is_plain || path.contains('\0') {
+        return Err("write an absolute path without `..`".into());
+    }
+    let clean: PathBuf = parts.iter().collect();
+    match TAKEN.iter().find(|taken| overlap(&clean, Path::new(taken))) {
+        Some(taken) => Err(format!("{taken} belongs to the sandbox")),
+        None => Ok(clean),
+    }
+}
+
+/// Returns a path in a step in its plain form, or the reason why nothing can be mounted there.
+pub(crate) fn mount_point(path: &str) -> Result<PathBuf, String> {
+    match step_path(path)? {
+        clean if Path::new(WORKSPACE).starts_with(&clean) => Err("it holds the whole source".into()),
+        clean => Ok(clean),
+    }
+}
+
+/// Returns whether one path is the other or lies in it.
+pub(crate) fn overlap(a: &Path, b: &Path) -> bool {
     a.starts_with(b) || b.starts_with(a)
 }
 

@@ -3,9 +3,10 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use super::{
-    ArgsSchema, CacheIdentity, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
-    StepResult,
+    ArgsSchema, CacheIdentity, ExecutorInput, InputFiles, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
+    StepContext, StepResult,
 };
+use crate::source::RunSource;
 
 /// Runs steps. This is the one trait that a backend implements.
 ///
@@ -99,13 +100,32 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
         async { Ok(None) }
     }
 
+    /// Returns the digest of what a step would get as `input`: of names, types, modes, targets of links and
+    /// contents. Equal digests mean equal files. Called for runners with the capability
+    /// [`inputs`](RunnerCapabilities::inputs), before a cached step is looked up.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such file or directory, or if it cannot be read. The step is not
+    /// cached then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    fn input_digest(
+        &self,
+        source: &RunSource,
+        input: &InputFiles,
+    ) -> impl Future<Output = Result<[u8; 32], RunnerError>> + Send {
+        let _ = (source, input);
+        async { Err(RunnerError::unsupported("this runner cannot read files of other steps")) }
+    }
+
     /// Returns what the runner promises. Called when a plan is bound.
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
     }
 
     /// Returns the arguments that the runner takes in `runner_args`. Called when a plan is bound. The names
-    /// `soft_fail` and `retries` belong to the engine: a runner never gets them.
+    /// `soft_fail`, `retries` and `inputs` belong to the engine: a runner never gets them.
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::none()
     }
@@ -146,6 +166,14 @@ impl<R: StepRunner> StepRunner for Arc<R> {
         image: Option<&str>,
     ) -> impl Future<Output = Result<Option<CacheIdentity>, RunnerError>> + Send {
         R::cache_identity(self, image)
+    }
+
+    fn input_digest(
+        &self,
+        source: &RunSource,
+        input: &InputFiles,
+    ) -> impl Future<Output = Result<[u8; 32], RunnerError>> + Send {
+        R::input_digest(self, source, input)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

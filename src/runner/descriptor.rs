@@ -52,6 +52,8 @@ pub struct RunnerCapabilities {
     /// Runs the services of a step's `runner_args` in the step's network:
     /// [`Limits::services`](super::Limits).
     pub services: bool,
+    /// Shows files of other steps to a step, read-only: [`ExecutorInput::inputs`](super::ExecutorInput).
+    pub inputs: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

@@ -4,9 +4,10 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use super::{
-    ArgsSchema, CacheIdentity, ExecutorInput, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef, StepContext,
-    StepResult, StepRunner,
+    ArgsSchema, CacheIdentity, ExecutorInput, InputFiles, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
+    StepContext, StepResult, StepRunner,
 };
+use crate::source::RunSource;
 
 /// A future behind a pointer.
 pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -60,6 +61,16 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Ok(None) })
     }
 
+    /// Returns the digest of files of another step; see [`StepRunner::input_digest`].
+    fn input_digest<'a>(
+        &'a self,
+        source: &'a RunSource,
+        input: &'a InputFiles,
+    ) -> Pin<Box<dyn Future<Output = Result<[u8; 32], RunnerError>> + Send + 'a>> {
+        let _ = (source, input);
+        Box::pin(async { Err(RunnerError::unsupported("this runner cannot read files of other steps")) })
+    }
+
     /// Returns what the runner promises; see [`StepRunner::capabilities`].
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
@@ -105,6 +116,14 @@ impl<R: StepRunner> DynStepRunner for R {
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         Box::pin(StepRunner::cache_identity(self, image))
+    }
+
+    fn input_digest<'a>(
+        &'a self,
+        source: &'a RunSource,
+        input: &'a InputFiles,
+    ) -> Boxed<'a, Result<[u8; 32], RunnerError>> {
+        Box::pin(StepRunner::input_digest(self, source, input))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -154,6 +173,14 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
 
     fn cache_identity<'a>(&'a self, image: Option<&'a str>) -> Boxed<'a, Result<Option<CacheIdentity>, RunnerError>> {
         DynStepRunner::cache_identity(&self.runner, image)
+    }
+
+    fn input_digest<'a>(
+        &'a self,
+        source: &'a RunSource,
+        input: &'a InputFiles,
+    ) -> Boxed<'a, Result<[u8; 32], RunnerError>> {
+        DynStepRunner::input_digest(&self.runner, source, input)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -74,6 +74,37 @@ pub struct ExecutorInput {
     /// The snapshots of the steps that the step's services boot from, by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub service_snapshots: BTreeMap<Arc<str>, SnapshotRef>,
+    /// The files of other steps that the step gets. Only runners with the capability
+    /// [`inputs`](super::RunnerCapabilities::inputs) receive any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<InputFiles>,
+}
+
+/// A file or directory of another step that a step gets, read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct InputFiles {
+    /// The key of the other step, for messages.
+    pub step: Arc<str>,
+    /// Its snapshot, which is one of store layers.
+    pub snapshot: SnapshotRef,
+    /// The path there: absolute.
+    pub path: Arc<str>,
+    /// The path at which the step gets it: absolute.
+    pub target: Arc<str>,
+}
+
+impl InputFiles {
+    /// Describes what is at `path` in the snapshot of the step `step`. It is shown at `target`.
+    #[must_use]
+    pub fn new(
+        (step, snapshot): (impl Into<Arc<str>>, SnapshotRef),
+        path: impl Into<Arc<str>>,
+        target: impl Into<Arc<str>>,
+    ) -> Self {
+        Self { step: step.into(), snapshot, path: path.into(), target: target.into() }
+    }
 }
 
 impl ExecutorInput {
@@ -91,6 +122,7 @@ impl ExecutorInput {
             cache_lookup: CacheDecision::MissNoCommit,
             parent_snapshot: None,
             service_snapshots: BTreeMap::new(),
+            inputs: Vec::new(),
         }
     }
 

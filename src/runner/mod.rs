@@ -39,6 +39,7 @@ pub mod vm;
 
 pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
 pub use caches::{CacheArg, CacheScope};
+pub(crate) use caches::{mount_point, overlap, step_path};
 pub use context::{CacheOwner, CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
@@ -151,7 +152,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 /// The set must be `Debug`, and must not be `Drop`, because [`into_registry`](RunnerSet::into_registry) takes
 /// it apart.
 pub use hm_exec_macros::RunnerSet;
-pub use input::{CacheDecision, CacheIdentity, ExecutorInput, StepResult};
+pub use input::{CacheDecision, CacheIdentity, ExecutorInput, InputFiles, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
 pub(crate) use limits::{
     check_bridged_network, check_listed_network, check_network, check_shared_network, wants_private,

@@ -5,10 +5,10 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use futures_util::future::{BoxFuture, join_all};
 
 use super::{
-    CacheIdentity, DynStepRunner, ExecutorInput, Probe, RunnerDescriptor, RunnerError, RunnerIndex, RunnerRegistry,
-    SnapshotRef, StepContext, StepResult, name::is_runner_name,
+    CacheIdentity, DynStepRunner, ExecutorInput, InputFiles, Probe, RunnerDescriptor, RunnerError, RunnerIndex,
+    RunnerRegistry, SnapshotRef, StepContext, StepResult, name::is_runner_name,
 };
-use crate::awake;
+use crate::{awake, source::RunSource};
 
 /// How long a runner may take to answer, unless an engine has another limit.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(30);
@@ -113,6 +113,25 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         async move {
             match self.at(index) {
                 Some((_, runner)) => runner.cache_identity(image).await,
+                None => Err(no_such_runner(index)),
+            }
+        }
+    }
+
+    /// Asks the runner at `index` for the digest of files of another step; see
+    /// [`StepRunner::input_digest`](super::StepRunner::input_digest).
+    ///
+    /// # Errors
+    /// Returns the runner's error, or an infrastructure error if `index` does not belong to this set.
+    fn input_digest(
+        &self,
+        index: RunnerIndex,
+        source: &RunSource,
+        input: &InputFiles,
+    ) -> impl Future<Output = Result<[u8; 32], RunnerError>> + Send {
+        async move {
+            match self.at(index) {
+                Some((_, runner)) => runner.input_digest(source, input).await,
                 None => Err(no_such_runner(index)),
             }
         }

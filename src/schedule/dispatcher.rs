@@ -119,7 +119,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             cached: cache.is_some() && is_cached(&plan, step),
         });
     let outcomes = plan.outcomes.clone();
-    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes, memory };
+    let takers = plan.takers();
+    let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes, takers, memory };
     let policy = Policy::new(&plan.dag, &placements.collect::<Vec<_>>(), &rules);
     let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
 

@@ -78,6 +78,7 @@ pub(super) fn progress(plan: &BoundPlan, events: EventWriter) -> BuildProgress<'
         retries: 1,
         backoff: Duration::from_secs(1),
         outcomes: BTreeMap::new(),
+        takers: BTreeMap::new(),
         memory: None,
     };
     let placements = vec![Placement { pool: 0, priority: 0, cached: false }; plan.steps.len()];

@@ -20,8 +20,8 @@ use crate::{
         ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
     },
     outcome::BuildOutcome,
-    plan::{BoundPlan, ServiceSource, SnapshotUse},
-    runner::{CacheDecision, ExecutorInput, RunnerIndex},
+    plan::{BoundPlan, PlannedInput, ServiceSource, SnapshotUse},
+    runner::{CacheDecision, ExecutorInput, InputFiles, RunnerIndex},
 };
 
 /// A running build.
@@ -176,6 +176,7 @@ impl<'plan> BuildProgress<'plan> {
                 self.plan.dag.lineage_parent(step).and_then(|parent| self.snapshot(parent).cloned())
             },
             service_snapshots: self.service_snapshots(step),
+            inputs: self.input_files(step),
         }
     }
 
@@ -188,6 +189,18 @@ impl<'plan> BuildProgress<'plan> {
             _ => None,
         });
         snapshots.collect()
+    }
+
+    /// Returns the files of other steps that a step gets. Those steps have ended.
+    pub(super) fn input_files(&self, step: StepIndex) -> Vec<InputFiles> {
+        let files = |PlannedInput { step, path, target, .. }: &PlannedInput| InputFiles {
+            step: Arc::clone(&self.plan.step(*step).step.key),
+            // A runner that made no snapshot although it was asked for one is told so by the name.
+            snapshot: self.snapshot(*step).cloned().unwrap_or_else(|| SnapshotRef::from("none")),
+            path: Arc::clone(path),
+            target: Arc::clone(target),
+        };
+        self.plan.inputs.get(&step).map(|inputs| inputs.iter().map(files).collect()).unwrap_or_default()
     }
 
     /// Handles an attempt's end, and its consequences for other steps.

@@ -1,6 +1,12 @@
 //! Follows a build until it ends: one task, which polls, follows logs, and records.
 
-use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -8,13 +14,14 @@ use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
     Ended,
     api::{Build, Job},
     error::ServiceError,
-    job_log::JobLog,
+    job_log::{JobLog, Written},
     map::{self, JobEnd},
     tokens::LogTokens,
     watch::{Watched, unrecorded},
@@ -35,6 +42,9 @@ const DRAINING: u32 = 6;
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// The step whose log has ended, and the reason if it is incomplete. `None` if another attempt has begun.
+type LogEnd = Option<(usize, Option<String>)>;
+
 /// The verdict of a build, and the reason if the steps do not show it.
 type Verdict = (BuildStatus, Option<String>);
 
@@ -48,7 +58,9 @@ pub(super) struct Follow {
     started: Instant,
     steps: Vec<Step>,
     by_id: HashMap<Uuid, usize>,
-    logs: FuturesUnordered<Pending<(usize, Option<String>)>>,
+    /// The jobs in whose place others run.
+    replaced: HashSet<Uuid>,
+    logs: FuturesUnordered<Pending<LogEnd>>,
     slots: Arc<Semaphore>,
     verdict: Option<Verdict>,
     /// Whether the user has cancelled the build.
@@ -62,10 +74,18 @@ pub(super) struct Follow {
 #[derive(Debug)]
 struct Step {
     key: Arc<str>,
+    /// The id in the journal: the first job's.
+    id: Uuid,
     job: Job,
+    /// The attempts that have started.
+    attempts: u32,
+    /// Whether the last of them has started. Otherwise the next one is awaited.
     has_started: bool,
     /// Whether its log is being followed.
     has_open_log: bool,
+    /// Stops following it.
+    log_stop: CancellationToken,
+    written: Arc<Written>,
     /// The reason why its output is incomplete.
     lost: Option<String>,
     has_ended: watch::Sender<bool>,
@@ -91,9 +111,13 @@ impl Follow {
         let steps: Vec<Step> = steps
             .map(|(key, job)| Step {
                 key,
+                id: job.id,
                 job,
+                attempts: 0,
                 has_started: false,
                 has_open_log: false,
+                log_stop: CancellationToken::new(),
+                written: Arc::default(),
                 lost: None,
                 has_ended: watch::Sender::new(false),
                 summary: None,
@@ -102,6 +126,7 @@ impl Follow {
         Self {
             by_id: steps.iter().enumerate().map(|(at, step)| (step.job.id, at)).collect(),
             of,
+            replaced: HashSet::new(),
             tokens,
             writer,
             bus,
@@ -134,7 +159,8 @@ impl Follow {
             tokio::select! {
                 () = self.writer.dirty() => self.extend_draining(),
                 answer = &mut polling.next, if is_polling => self.answer(answer, &mut polling)?,
-                Some((at, lost)) = self.logs.next(), if !self.logs.is_empty() => {
+                Some(ended) = self.logs.next(), if !self.logs.is_empty() => {
+                    let Some((at, lost)) = ended else { continue };
                     self.steps[at].has_open_log = false;
                     self.steps[at].lost = lost;
                     self.update(at);
@@ -215,19 +241,61 @@ impl Follow {
     /// Takes over the states of jobs. Returns whether anything has changed.
     fn observe(&mut self, jobs: Vec<Job>) -> bool {
         let mut has_changed = false;
-        for job in jobs {
-            let Some(&at) = self.by_id.get(&job.id) else {
+        // A job that is replaced is looked at before the one in its place.
+        let (known, new): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| self.by_id.contains_key(&job.id));
+        for job in known.into_iter().chain(new) {
+            if self.replaced.contains(&job.id) {
+                continue;
+            }
+            let Some(at) = self.by_id.get(&job.id).copied().or_else(|| self.replace(&job)) else {
                 if self.of.job.is_none() && !self.has_warned_of_strangers {
                     self.has_warned_of_strangers = true;
                     tracing::warn!(job = %job.id, "the build has more jobs than at its start; they are not shown");
                 }
                 continue;
             };
-            has_changed |= self.steps[at].job.state != job.state;
+            let step = &self.steps[at];
+            has_changed |= step.job.state != job.state;
+            if map::runs_again(&step.job, &job) {
+                match step.summary {
+                    None => self.retry(at),
+                    Some(_) => tracing::warn!(step = %step.key, "the service runs a step again that had ended"),
+                }
+            }
             self.steps[at].job = job;
             self.update(at);
         }
         has_changed
+    }
+
+    /// Lets a new job continue the step of an older one with the same key. Returns the step.
+    fn replace(&mut self, job: &Job) -> Option<usize> {
+        let is_older = |step: &Step| step.job.step_key == job.step_key && step.job.created_at <= job.created_at;
+        let can_continue = |step: &Step| step.summary.is_none() && map::may_be_retried(&step.job);
+        let key = job.step_key.as_deref().filter(|_| self.of.job.is_none())?;
+        let at = self.steps.iter().position(|step| *step.key == *key && is_older(step) && can_continue(step))?;
+        let old = self.steps[at].job.id;
+        self.by_id.remove(&old);
+        self.replaced.insert(old);
+        self.by_id.insert(job.id, at);
+        self.retry(at);
+        self.steps[at].written = Arc::default();
+        self.steps[at].job = job.clone();
+        Some(at)
+    }
+
+    /// Records that a step's attempt has failed and that another follows.
+    fn retry(&mut self, at: usize) {
+        let step = &mut self.steps[at];
+        if !std::mem::take(&mut step.has_started) {
+            return;
+        }
+        step.log_stop.cancel();
+        (step.has_open_log, step.lost) = (false, None);
+        let (message, exit_code) = map::why_again(&step.job);
+        let (attempt, message) = (step.attempts, message.into());
+        let step = index(at);
+        self.emit(StateEvent::StepRetry { step, attempt, backoff_ms: 0, message, exit_code });
     }
 
     /// Records what a step's job has done since the last call.
@@ -236,42 +304,55 @@ impl Follow {
         if step.summary.is_some() {
             return;
         }
-        let index = StepIndex(u32::try_from(at).unwrap_or(u32::MAX));
-        let is_ended = map::has_ended(&step.job) || self.verdict.is_some();
         if !step.has_started && map::has_started(&step.job) {
+            step.attempts += 1;
             (step.has_started, step.has_open_log) = (true, true);
+            (step.log_stop, step.has_ended) = (CancellationToken::new(), watch::Sender::new(false));
+            let (stop, attempt) = (step.log_stop.clone(), step.attempts);
             let log = JobLog {
                 service: self.of.service.clone(),
                 job: step.job.id,
+                step: step.id,
                 tokens: Arc::clone(&self.tokens),
-                bus: self.bus.clone(),
+                bus: self.bus.for_attempt(attempt),
+                written: Arc::clone(&step.written),
+                is_continued: attempt > 1,
                 has_ended: step.has_ended.subscribe(),
                 slots: Arc::clone(&self.slots),
             };
-            self.logs.push(Box::pin(async move { (at, log.follow().await) }));
-            self.emit(StateEvent::StepStart { step: index, attempt: 1 });
+            self.logs.push(Box::pin(async move {
+                let lost = stop.run_until_cancelled_owned(log.follow()).await?;
+                Some((at, lost))
+            }));
+            self.emit(StateEvent::StepStart { step: index(at), attempt });
         }
         let step = &mut self.steps[at];
-        if is_ended {
+        // One job alone is not followed longer than it runs.
+        let is_final = self.of.job.is_some() || !map::may_be_retried(&step.job);
+        if self.verdict.is_some() || (is_final && map::has_ended(&step.job)) {
             step.has_ended.send_if_modified(|known| !std::mem::replace(known, true));
             if !step.has_open_log {
-                self.end_step(index);
+                self.end_step(at);
             }
         }
     }
 
-    fn end_step(&mut self, index: StepIndex) {
-        let step = &mut self.steps[index.get()];
+    fn end_step(&mut self, at: usize) {
+        let step = &mut self.steps[at];
         let JobEnd { status, exit_code, command_exit_code, duration_ms, message, allowed, fails_chain } =
             map::job_end(&step.job);
+        let status = match status {
+            StepStatus::Passed if step.attempts > 1 => StepStatus::Flaky,
+            status => status,
+        };
         let lost = step.lost.as_ref().map(|why| format!("its output is incomplete: {why}"));
         let message: Option<Arc<str>> = match (message, lost) {
             (Some(message), Some(lost)) => Some(format!("{message}; {lost}").into()),
             (message, lost) => message.or(lost).map(Into::into),
         };
-        let attempt = u32::from(step.has_started);
+        let attempt = step.attempts;
         step.summary = Some(StepResultSummary {
-            step_id: step.job.id,
+            step_id: step.id,
             key: Arc::clone(&step.key),
             status,
             exit_code: command_exit_code,
@@ -282,7 +363,7 @@ impl Follow {
         });
         let details = StepEndDetails { allowed, ..StepEndDetails::default() };
         self.emit(StateEvent::StepEnd {
-            step: index,
+            step: index(at),
             attempt,
             status,
             exit_code,
@@ -294,7 +375,7 @@ impl Follow {
         });
         if fails_chain {
             let message = message.unwrap_or_else(|| format!("failed with exit code {exit_code}").into());
-            self.emit(StateEvent::ChainFailed { step: index, exit_code, message });
+            self.emit(StateEvent::ChainFailed { step: index(at), exit_code, message });
         }
     }
 
@@ -367,6 +448,11 @@ impl Follow {
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// Returns a step's number in the journal.
+fn index(at: usize) -> StepIndex {
+    StepIndex(u32::try_from(at).unwrap_or(u32::MAX))
 }
 
 /// Waits for a future that may not exist.

@@ -9,6 +9,7 @@
 //! ```
 //!
 //! Every connection begins with the history. Parts up to the highest position that was written are repeats.
+//! Only if a job runs again, its log may begin anew: then even the history ends below that position.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +25,7 @@ use super::{
     sse::{Chunk, LogBreak, LogEvent, LogStream},
     tokens::LogTokens,
 };
-use crate::{backoff::Backoff, event::EventBus};
+use crate::{backoff::Backoff, event::EventBus, sync::Mutex};
 
 /// How many failures in a row end the log of a job that has ended.
 const MAX_FAILURES: u32 = 6;
@@ -36,13 +37,43 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long the log of a running job may be silent before the connection is replaced. It doubles twice.
 const SILENCE: Duration = Duration::from_secs(300);
 
-/// The output of one job.
+/// The highest position of a job's output that was written. It outlives the job's attempts.
+#[derive(Debug, Default)]
+pub(super) struct Written(Mutex<Option<i64>>);
+
+impl Written {
+    /// Returns whether a position is above all others, and then notes it.
+    fn advance(&self, seq: i64) -> bool {
+        let mut last = self.0.lock();
+        let is_new = last.is_none_or(|last| seq > last);
+        if is_new {
+            *last = Some(seq);
+        }
+        is_new
+    }
+
+    /// Forgets the position if the history ends below it.
+    fn begin_anew_below(&self, end: Option<i64>) {
+        let mut last = self.0.lock();
+        if end < *last {
+            *last = None;
+        }
+    }
+}
+
+/// The output of one attempt of a job.
 #[derive(Debug)]
 pub(super) struct JobLog {
     pub(super) service: Service,
     pub(super) job: Uuid,
+    /// The step's id in the journal.
+    pub(super) step: Uuid,
     pub(super) tokens: Arc<LogTokens>,
+    /// Receives the output of this attempt.
     pub(super) bus: EventBus,
+    pub(super) written: Arc<Written>,
+    /// Whether an earlier attempt of this job had output, too.
+    pub(super) is_continued: bool,
     /// Whether the job has ended.
     pub(super) has_ended: watch::Receiver<bool>,
     /// Limits the logs that are open at once.
@@ -52,8 +83,6 @@ pub(super) struct JobLog {
 /// The progress of following a log.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The highest position that was written.
-    last: Option<i64>,
     /// Failures since the last new output.
     failures: u32,
     refusals: u32,
@@ -153,16 +182,19 @@ impl JobLog {
     }
 
     /// Writes what is new.
-    fn write(&self, mut chunks: Vec<Chunk>, progress: &mut Progress) {
+    fn write(&mut self, mut chunks: Vec<Chunk>, progress: &mut Progress) {
         chunks.sort_by_key(|chunk| chunk.seq);
+        // The first that comes is the history.
+        if std::mem::take(&mut self.is_continued) {
+            self.written.begin_anew_below(chunks.last().map(|chunk| chunk.seq));
+        }
         for chunk in chunks {
-            if progress.last.is_some_and(|last| chunk.seq <= last) {
+            if !self.written.advance(chunk.seq) {
                 continue;
             }
-            progress.last = Some(chunk.seq);
             (progress.failures, progress.silences, progress.malformed) = (0, 0, None);
             let at = chunk.at().unwrap_or_else(chrono::Utc::now);
-            self.bus.output_at(self.job, chunk.stream(), chunk.content.as_bytes(), at);
+            self.bus.output_at(self.step, chunk.stream(), chunk.content.as_bytes(), at);
         }
     }
 }

@@ -40,6 +40,36 @@ pub(super) fn has_ended(job: &Job) -> bool {
     )
 }
 
+/// Returns whether a job has failed and the service may run it again. It does not tell how often it does that.
+pub(super) fn may_be_retried(job: &Job) -> bool {
+    let has_failed = matches!(job.state, JobState::Failed | JobState::TimedOut);
+    has_failed && !job.soft_failed && has_retries(job)
+}
+
+fn has_retries(job: &Job) -> bool {
+    job.retry_policy.as_ref().is_some_and(|policy| !policy.is_empty())
+}
+
+/// Returns whether another attempt of a job has begun between two looks at it.
+pub(super) fn runs_again(before: &Job, now: &Job) -> bool {
+    let is_later = before.started_at.zip(now.started_at).is_some_and(|(before, now)| now > before);
+    (has_ended(before) && !has_ended(now)) || (has_retries(now) && is_later)
+}
+
+/// Returns the reason why an attempt is repeated, and the command's exit code if the command failed.
+pub(super) fn why_again(job: &Job) -> (String, Option<i32>) {
+    if !has_ended(job) {
+        return ("it failed".into(), None);
+    }
+    let end = job_end(job);
+    let reason = end.message.unwrap_or_else(|| match (end.status, end.command_exit_code) {
+        (StepStatus::TimedOut, _) => "it timed out".into(),
+        (_, Some(code)) => format!("the command exited with {code}"),
+        _ => "it failed".into(),
+    });
+    (reason, end.command_exit_code.filter(|code| *code != 0))
+}
+
 /// Returns the end of a job. One that has not ended counts as cancelled: its build has ended, or is given up.
 pub(super) fn job_end(job: &Job) -> JobEnd {
     let code = job.exit_code.and_then(|code| i32::try_from(code).ok());
@@ -123,6 +153,41 @@ mod tests {
             assert_eq!(found, (started, ended, status, code), "{}", job.state);
         }
         assert_eq!(job_end(&job(&ran("passed"))).duration_ms, 2500);
+    }
+
+    #[test]
+    fn only_a_failure_that_has_retries_waits_for_another_attempt() {
+        let policy = json!({"limit": 2});
+        for (more, waits) in [
+            (json!({"state": "failed", "retry_policy": policy}), true),
+            (json!({"state": "timed_out", "retry_policy": policy}), true),
+            (json!({"state": "failed", "retry_policy": policy, "soft_failed": true}), false),
+            (json!({"state": "failed", "retry_policy": null}), false),
+            (json!({"state": "passed", "retry_policy": policy}), false),
+            (json!({"state": "canceled", "retry_policy": policy}), false),
+        ] {
+            assert_eq!(may_be_retried(&job(&more)), waits, "{more}");
+        }
+        let at = |state: &str, second: u32| {
+            let started_at = format!("2026-01-01T00:00:{second:02}Z");
+            json!({"state": state, "started_at": started_at, "retry_policy": policy})
+        };
+        for (before, now, again) in [
+            (at("failed", 1), at("scheduled", 1), true),
+            (at("failed", 1), at("passed", 2), true),
+            (at("running", 1), at("running", 2), true),
+            (at("running", 1), at("failed", 1), false),
+            (json!({"state": "scheduled"}), at("running", 2), false),
+            (json!({"state": "running", "started_at": "2026-01-01T00:00:01Z"}), json!({"state": "passed"}), false),
+        ] {
+            assert_eq!(runs_again(&job(&before), &job(&now)), again, "{before} {now}");
+        }
+        let mut failed = at("failed", 1);
+        failed["exit_code"] = 7.into();
+        assert_eq!(why_again(&job(&failed)), ("the command exited with 7".into(), Some(7)));
+        failed["error_message"] = "no memory".into();
+        assert_eq!(why_again(&job(&failed)), ("no memory".into(), Some(7)));
+        assert_eq!(why_again(&job(&at("running", 1))), ("it failed".into(), None));
     }
 
     #[test]

@@ -2,7 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{ImageDigest, LayerId, StoreError, index, shared::Shared};
+use super::{
+    ImageDigest, LayerId, SourceId, StoreError,
+    index::{self, inputs::InputRow},
+    shared::Shared,
+    snapshots::id_of,
+};
+use crate::model::SnapshotRef;
 
 /// The digests of a layer outside of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,5 +61,29 @@ impl Digests {
     /// Remembers the SHA-256 of contents.
     pub(crate) fn remember_sha256(&self, known: &[([u8; 32], [u8; 32])]) -> Result<(), StoreError> {
         self.shared.index.write(|transaction| index::blobs::put_sha256(transaction, known))
+    }
+
+    /// Returns the digest of what is at a path in a snapshot, as steps over `source` see it, if it is known.
+    pub(crate) fn of_input(
+        &self,
+        snapshot: &SnapshotRef,
+        source: &SourceId,
+        path: &str,
+    ) -> Result<Option<[u8; 32]>, StoreError> {
+        let Some(snapshot) = id_of(snapshot) else { return Ok(None) };
+        self.shared.index.read(|connection| index::inputs::get(connection, InputRow { snapshot, source, path }))
+    }
+
+    /// Remembers such a digest for as long as the store keeps the snapshot and the source. A snapshot that
+    /// only a run has is not remembered.
+    pub(crate) fn remember_input(
+        &self,
+        (snapshot, source): (&SnapshotRef, &SourceId),
+        path: &str,
+        digest: &[u8; 32],
+    ) -> Result<(), StoreError> {
+        let Some(snapshot) = id_of(snapshot) else { return Ok(()) };
+        let row = InputRow { snapshot, source, path };
+        self.shared.index.write(|transaction| index::inputs::put(transaction, row, digest))
     }
 }

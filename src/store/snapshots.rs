@@ -216,7 +216,7 @@ pub(super) fn reference(id: &str) -> SnapshotRef {
 }
 
 /// Returns the id in a snapshot's name, if it is one of the store's.
-fn id_of(snapshot: &SnapshotRef) -> Option<&str> {
+pub(super) fn id_of(snapshot: &SnapshotRef) -> Option<&str> {
     let id = snapshot.0.strip_prefix(SCHEME)?.strip_prefix(':')?;
     LayerId::parse(id).map(|_| id)
 }

@@ -31,9 +31,11 @@ fn runner(name: &str, change: impl FnOnce(&mut RunnerCapabilities)) -> RunnerDes
 }
 
 /// Returns the descriptors of `sandbox` (the default), `process` and `docker`.
-fn runners() -> Vec<RunnerDescriptor> {
+pub(crate) fn runners() -> Vec<RunnerDescriptor> {
     let mut runners = vec![
-        runner("sandbox", |it| (it.layers, it.secrets, it.images) = (true, true, ImageSupport::Local)),
+        runner("sandbox", |it| {
+            (it.layers, it.inputs, it.secrets, it.images) = (true, true, true, ImageSupport::Local);
+        }),
         runner("process", |it| it.images = ImageSupport::HostOnly),
         runner("docker", |it| it.layers = true),
     ];
@@ -52,12 +54,12 @@ pub(crate) fn step(key: &str, more: Value) -> Value {
     step
 }
 
-fn bound(plan: &Plan, options: &BindOptions) -> BoundPlan {
+pub(crate) fn bound(plan: &Plan, options: &BindOptions) -> BoundPlan {
     bind(plan, runners(), options).unwrap_or_else(|invalid| panic!("{invalid}"))
 }
 
 #[track_caller]
-fn assert_refused(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions, expected: &[&str]) {
+pub(crate) fn assert_refused(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions, expected: &[&str]) {
     let invalid = bind(plan, runners, options).unwrap_err();
     let lines: Vec<_> = invalid.problems().iter().map(ToString::to_string).collect();
     assert_eq!(lines, expected);
@@ -313,7 +315,7 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
         ),
         (
             json!({ "disk": 1 }),
-            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`",
+            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`, `services`",
         ),
     ] {
         let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");

@@ -25,6 +25,7 @@ mod schedule;
 mod service;
 mod source;
 mod step;
+mod step_inputs;
 mod step_tables;
 mod store;
 mod support;

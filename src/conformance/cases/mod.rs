@@ -4,6 +4,7 @@ pub(super) mod cache_dirs;
 pub(super) mod cancel;
 pub(super) mod exit;
 pub(super) mod input;
+pub(super) mod inputs;
 pub(super) mod isolation;
 pub(super) mod limits;
 pub(super) mod lineage;

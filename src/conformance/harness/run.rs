@@ -18,7 +18,9 @@ use crate::{
     event::{self, BuildEvent, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StateEvent, StepMeta, step_id},
     ir::CommandStep,
     model::{ArchiveId, BuildRef, Secrets, StepIndex, StepStatus},
-    runner::{CacheDecision, CacheOwner, DynStepRunner, ExecutorInput, RunnerError, StepContext, StepResult},
+    runner::{
+        CacheDecision, CacheOwner, DynStepRunner, ExecutorInput, InputFiles, RunnerError, StepContext, StepResult,
+    },
     source::RunSource,
 };
 
@@ -98,6 +100,7 @@ impl Run {
             cache_lookup,
             parent_snapshot: step.parent,
             service_snapshots: BTreeMap::new(),
+            inputs: step.inputs,
         }
     }
 
@@ -109,6 +112,20 @@ impl Run {
     ) -> Result<Done, Broken> {
         let done = self.steps(runner, vec![step], 1).await?.pop();
         done.ok_or_else(|| Broken::new("a step without an end"))
+    }
+
+    /// Returns the digests of files of other steps.
+    pub(in crate::conformance) async fn digests<const N: usize>(
+        &self,
+        runner: &dyn DynStepRunner,
+        files: [InputFiles; N],
+    ) -> Result<Vec<[u8; 32]>, Broken> {
+        let mut digests = Vec::new();
+        for files in &files {
+            let digest = runner.input_digest(&self.ctx.archives, files).await;
+            digests.push(digest.map_err(|error| Broken::new(format!("no digest: {}", error.to_line())))?);
+        }
+        Ok(digests)
     }
 
     /// Runs steps, at most `at_once` concurrently.

@@ -7,7 +7,7 @@ use crate::{
     event::BuildEvent,
     ir::Env,
     model::{SnapshotRef, StdStream},
-    runner::{RunnerError, RunnerErrorKind, StepResult},
+    runner::{InputFiles, RunnerError, RunnerErrorKind, StepResult},
 };
 
 /// A step to run.
@@ -18,11 +18,12 @@ pub(in crate::conformance) struct Step {
     pub(super) env: Env,
     pub(super) args: Option<Value>,
     pub(super) commit: bool,
+    pub(super) inputs: Vec<InputFiles>,
 }
 
 impl Step {
     pub(in crate::conformance) fn new(cmd: impl Into<String>) -> Self {
-        Self { cmd: cmd.into(), parent: None, env: Env::new(), args: None, commit: false }
+        Self { cmd: cmd.into(), parent: None, env: Env::new(), args: None, commit: false, inputs: Vec::new() }
     }
 
     pub(in crate::conformance) fn cmd(mut self, cmd: impl Into<String>) -> Self {
@@ -44,6 +45,12 @@ impl Step {
 
     pub(in crate::conformance) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Gets files of another step.
+    pub(in crate::conformance) fn input(mut self, files: InputFiles) -> Self {
+        self.inputs.push(files);
         self
     }
 

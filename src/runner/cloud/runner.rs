@@ -283,6 +283,7 @@ impl StepRunner for CloudRunner {
             private_network: false,
             cache_dirs: false,
             services: false,
+            inputs: false,
             images: ImageSupport::Portable,
         }
     }

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     cache_dirs::{AttachedCache, WantedCache},
+    inputs::InputCopy,
     jail::{self, Bind, MountApi, Overlay},
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
@@ -39,6 +40,8 @@ pub(super) struct Boot {
     pub(super) root: Overlay,
     pub(super) binds: Vec<Bind>,
     pub(super) caches: Vec<AttachedCache>,
+    /// Copies of files of other steps, which `binds` mounts.
+    pub(super) inputs: Vec<InputCopy>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
     pub(super) env: BTreeMap<String, String>,
@@ -182,7 +185,22 @@ impl BootContext<'_> {
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         let seen = SeenSource { source, delta };
-        Ok(Boot { root, binds, caches, staging, env, parent, base, seen, id_map, overlays, _image: image, build })
+        let inputs = Vec::new();
+        Ok(Boot {
+            root,
+            binds,
+            caches,
+            inputs,
+            staging,
+            env,
+            parent,
+            base,
+            seen,
+            id_map,
+            overlays,
+            _image: image,
+            build,
+        })
     }
 
     /// Returns the current state of the machine. The steps of a build share the state that the first of them

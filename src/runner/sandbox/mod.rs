@@ -20,6 +20,7 @@ mod checks;
 mod confined;
 mod error;
 mod export;
+mod inputs;
 mod layered_command;
 mod overlays;
 mod own_network;

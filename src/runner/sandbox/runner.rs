@@ -31,10 +31,11 @@ use crate::{
     model::SnapshotRef,
     network::{Networks, resolver_config},
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, Limits, Network, Probe, RunnerCapabilities,
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
         machine_memory::MemoryWatch,
     },
+    source::RunSource,
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
@@ -317,6 +318,7 @@ impl SandboxRunner {
             let sink = own_network::journal(&ctx.event_bus, input.step_id);
             let (mut boot, network) =
                 tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits, sink))?;
+            self.bring_inputs(&store, ctx, &input, &mut boot).await?;
             let limited = self.hold(&limits);
             let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
             let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
@@ -421,6 +423,10 @@ impl StepRunner for SandboxRunner {
         self.boxed_cache_identity(image).await
     }
 
+    async fn input_digest(&self, source: &RunSource, input: &InputFiles) -> Result<[u8; 32], RunnerError> {
+        self.boxed_input_digest(source, input).await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
             grace: true,
@@ -436,6 +442,7 @@ impl StepRunner for SandboxRunner {
             private_network: true,
             cache_dirs: true,
             services: true,
+            inputs: true,
             images: ImageSupport::All,
         }
     }

@@ -5,10 +5,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -16,7 +13,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     SandboxRunner, attempt,
-    jail::{End, JailSpec, Root, SetupError},
+    jail::{End, JailSpec, Pack, Root, SetupError},
+    overlays::c_path,
     own_network::StepNamespace,
     runner::{c_string, environment},
 };
@@ -43,6 +41,12 @@ pub enum VisitOperation<'a> {
     },
     /// Writes the tree at a path to standard output: see [`tree::pack`](crate::store::tree::pack).
     Pack {
+        /// The path: absolute, in the step's root.
+        path: PathBuf,
+    },
+    /// Writes the file or directory at a path to standard output, without owners and times: see
+    /// [`tree::pack_plain`](crate::store::tree::pack_plain).
+    PackPlain {
         /// The path: absolute, in the step's root.
         path: PathBuf,
     },
@@ -135,7 +139,11 @@ impl SandboxRunner {
             };
             let limits = match visit.operation {
                 VisitOperation::Pack { path } => {
-                    spec.pack = Some(c_string("the path", path.as_os_str().as_bytes()).map_err(sandbox)?);
+                    spec.pack = Some(Pack::Path(c_path(&path).map_err(sandbox)?));
+                    Limits { network: Network::None, ..Limits::default() }
+                }
+                VisitOperation::PackPlain { path } => {
+                    spec.pack = Some(Pack::Plain(c_path(&path).map_err(sandbox)?));
                     Limits { network: Network::None, ..Limits::default() }
                 }
                 VisitOperation::Run { argv, surroundings, env } => {

@@ -1,6 +1,7 @@
 //! Looking ahead: which steps will be found, and which of their results must be whole.
 //!
-//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked.
+//! A result is mounted only if a step that runs boots from it, and only then its layers have to be checked. A
+//! result whose files another step gets is always checked: whether that step runs is not known yet.
 //! So a step that is found is looked up together with the cached steps that build on it, in one read of the
 //! index. From the top down, a result is checked if one of the steps that boot from it is not found. If it is
 //! damaged, its step will run, and the result below it must be whole in turn. All this is settled before the
@@ -46,7 +47,7 @@ pub(in crate::schedule) struct Expected {
     found: Option<Found>,
     /// The index of the step that it boots from.
     parent: Option<usize>,
-    /// Whether a step that runs boots from it.
+    /// Whether a step that runs boots from it, or a step may get files of it.
     is_needed: bool,
 }
 
@@ -61,7 +62,8 @@ impl<R> Caching<'_, R> {
         let modes = self.known_modes();
         let mut steps = Vec::new();
         cache.read(|get| {
-            let (found, is_needed) = (get(request)?, self.plan.is_seed(step));
+            let found = get(request)?;
+            let is_needed = self.plan.step(step).is_input || self.plan.is_seed(step);
             steps.push(Expected { step, key: request.key, found: Some(found), parent: None, is_needed });
             let mut at = 0;
             while at < steps.len() {
@@ -74,7 +76,8 @@ impl<R> Caching<'_, R> {
                 for child in children.map(|link| link.step) {
                     match self.request_over(child, &snapshot, &modes, cache) {
                         Some(request) => {
-                            let (key, found, is_needed) = (request.key, get(request), self.plan.is_seed(child));
+                            let (key, found) = (request.key, get(request));
+                            let is_needed = self.plan.step(child).is_input || self.plan.is_seed(child);
                             steps.push(Expected { step: child, key, found, parent: Some(at), is_needed });
                         }
                         None => steps[at].is_needed = true,
@@ -97,8 +100,9 @@ impl<R> Caching<'_, R> {
         cache: &BuildCache,
     ) -> Option<LookupRequest> {
         let bound = self.plan.step(step);
-        // What services boot from may not be known yet.
-        if bound.is_refreshed || !is_cached(self.plan, step) || !self.plan.services(step).is_empty() {
+        // What services boot from, and the files of other steps, are not known yet.
+        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
+        if bound.is_refreshed || !is_cached(self.plan, step) || waits {
             return None;
         }
         let (mode, inputs) = (modes.get(&bound.runner)?, self.inputs.get(step)?.ok()?);
@@ -110,6 +114,7 @@ impl<R> Caching<'_, R> {
             source_times: cache.source_times(),
             inputs: inputs.as_ref(),
             services: &ServiceIds::new(),
+            step_inputs: None,
         };
         Some(LookupRequest { key: key_of(self.plan, step, dsl_key, &context), max_age })
     }

@@ -17,6 +17,8 @@ pub(super) struct KeyContext<'a> {
     pub(super) source_times: SourceTimes,
     pub(super) inputs: Option<&'a [u8; 32]>,
     pub(super) services: &'a ServiceIds,
+    /// The digest of the files of other steps.
+    pub(super) step_inputs: Option<&'a [u8; 32]>,
 }
 
 /// What the services of a step boot from: the identities of images, and the names of snapshots. Empty for
@@ -43,7 +45,7 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, source_times, inputs, services } = *context;
+    let KeyContext { base, mode, project, source_times, inputs, step_inputs, services } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
     let runner_args = args_in_keys(plan, step, services);
     let parts = KeyParts {
@@ -60,6 +62,7 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
         project: project.as_str(),
         source_times,
         inputs,
+        step_inputs,
     };
     parts.key()
 }

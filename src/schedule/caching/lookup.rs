@@ -17,7 +17,7 @@ use crate::{
     awake,
     cache::{
         BasePart, BaseRecord, BuildCache, CacheKey, CacheVerdict, Cacheable, Flight, Found, KeyRecord, Lookup,
-        LookupOutcome, LookupRequest,
+        LookupOutcome, LookupRequest, StepInputs,
     },
     model::{CacheMissReason, StepIndex},
     plan::{Base, BoundService, ServiceSource},
@@ -44,6 +44,8 @@ pub(super) struct CachedStep {
     pub(super) mode: Arc<str>,
     pub(super) inputs: Option<[u8; 32]>,
     pub(super) services: ServiceIds,
+    /// The files of other steps.
+    pub(super) step_inputs: Option<Arc<StepInputs>>,
     pub(super) flight: Option<Flight>,
 }
 
@@ -85,7 +87,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         waiting.into_iter().for_each(|step| self.look_up_step(step, progress, now));
     }
 
-    fn look_up_step(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
+    pub(super) fn look_up_step(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
         let bound = self.plan.step(step);
         let image = match self.plan.base(step) {
             Base::Image(image) => Some(image),
@@ -110,7 +112,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             }
             return;
         };
-        let requested = inputs.and_then(|inputs| self.request(step, identity, inputs, progress));
+        let Some(step_inputs) = self.step_inputs(step, progress) else { return };
+        let files = inputs.and_then(|inputs| Ok((inputs, step_inputs?)));
+        let requested = files.and_then(|files| self.request(step, identity, files, progress));
         let (cache, cached_step, request) = match requested {
             Ok(request) => request,
             Err(message) => {
@@ -214,7 +218,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         &self,
         step: StepIndex,
         identity: IdentityAnswer,
-        inputs: Option<[u8; 32]>,
+        (inputs, step_inputs): (Option<[u8; 32]>, Option<Arc<StepInputs>>),
         progress: &BuildProgress<'_>,
     ) -> Result<(&'a BuildCache, CachedStep, LookupRequest), Arc<str>> {
         let bound = self.plan.step(step);
@@ -239,12 +243,20 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         };
         let (project, source_times) = (cache.project(), cache.source_times());
         let services = self.service_ids(step, progress)?;
-        let inputs_part = inputs.as_ref();
-        let context =
-            KeyContext { base: part, mode: &mode, project, source_times, inputs: inputs_part, services: &services };
+        let digest = step_inputs.as_ref().map(|inputs| inputs.digest());
+        let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
+        let context = KeyContext {
+            base: part,
+            mode: &mode,
+            project,
+            source_times,
+            inputs: inputs_part,
+            step_inputs: step_inputs_part,
+            services: &services,
+        };
         let key = key_of(self.plan, step, dsl_key, &context);
-        let cached_step = CachedStep { key, base, mode, inputs, services, flight: None };
-        Ok((cache, cached_step, LookupRequest { key, max_age }))
+        let cached = CachedStep { key, base, mode, inputs, step_inputs, services, flight: None };
+        Ok((cache, cached, LookupRequest { key, max_age }))
     }
 
     /// Handles the result of the local cache, and queries the remote cache on a miss.
@@ -337,7 +349,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     /// Records the result of a lookup.
     fn record(&mut self, step: StepIndex, verdict: CacheVerdict) {
-        let Some(CachedStep { key, base, mode, inputs, services, .. }) = self.running.get(&step) else { return };
+        let Some(CachedStep { key, base, mode, inputs, step_inputs, services, .. }) = self.running.get(&step) else {
+            return;
+        };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
         self.records.push(KeyRecord {
             step: Arc::clone(&bound.step),
@@ -349,6 +363,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             mode: Arc::clone(mode),
             runner_args: args_in_keys(self.plan, step, services),
             inputs: *inputs,
+            step_inputs: step_inputs.clone(),
             verdict,
         });
     }

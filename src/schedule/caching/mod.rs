@@ -12,6 +12,7 @@
 //! keeps.
 
 mod ahead;
+mod fan_in;
 mod inputs;
 mod key;
 mod late_probe;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use self::key::is_cached;
 use self::{
     ahead::{Ahead, Expected},
+    fan_in::{FanIn, FanInAnswer},
     inputs::Inputs,
     late_probe::{Admission, LateProbes},
     lookup::{CachedStep, IdentityAnswer, IdentityQuery, IdentityState},
@@ -61,6 +63,9 @@ pub(super) struct Caching<'a, R> {
     jobs: FuturesUnordered<Pin<Box<dyn Future<Output = JobDone<'a>> + Send + 'a>>>,
     identities: BTreeMap<IdentityQuery<'a>, IdentityState>,
     inputs: Arc<Inputs<'a>>,
+    /// The files of other steps that cached steps get.
+    fan_in: FanIn,
+    archives: &'a RunSource,
     /// Steps that wait for their inputs to be computed.
     without_inputs: Vec<StepIndex>,
     /// Steps that will be found.
@@ -89,6 +94,8 @@ pub(super) enum JobDone<'a> {
     Identified(IdentityQuery<'a>, IdentityAnswer),
     /// The inputs of steps in the source are known.
     InputsFound,
+    /// The files of other steps that a step gets are known.
+    StepInputsRead(StepIndex, FanInAnswer),
     /// A step and those that build on it were looked up, and those are found that have a result.
     LookedAhead(StepIndex, LookupRequest, Vec<Expected>),
     LookedUp(StepIndex, LookupOutcome),
@@ -101,7 +108,7 @@ pub(super) enum JobDone<'a> {
 impl<'a, R: RunnerSet> Caching<'a, R> {
     /// Returns the caching of a build; `unprobed` are the runners that have not been probed yet.
     pub(super) fn new(runners: &'a R, scope: CachingScope<'a>, unprobed: &[RunnerIndex]) -> Self {
-        let CachingScope { plan, cache, probe_limit, .. } = scope;
+        let CachingScope { plan, cache, archives, probe_limit, .. } = scope;
         let inputs = Arc::new(Inputs::new(scope));
         Self {
             runners,
@@ -112,6 +119,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             identities: BTreeMap::new(),
             sharing: Sharing::new(scope, Arc::clone(&inputs)),
             inputs,
+            fan_in: FanIn::new(),
+            archives,
             without_inputs: Vec::new(),
             ahead: Ahead::default(),
             running: BTreeMap::new(),
@@ -143,6 +152,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         match done {
             JobDone::Identified(query, answer) => self.identified(query, answer, progress, now),
             JobDone::InputsFound => self.inputs_found(progress, now),
+            JobDone::StepInputsRead(step, answer) => {
+                self.fan_in.insert(step, Some(answer));
+                self.look_up_step(step, progress, now);
+            }
             JobDone::LookedAhead(step, request, steps) => {
                 self.ahead.extend(steps);
                 self.look_up_expected(step, request, progress, now);

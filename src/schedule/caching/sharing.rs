@@ -228,8 +228,9 @@ impl<'a> SharingScope<'a> {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
             let (inputs, services) = (candidate.inputs.as_ref(), &ServiceIds::new());
-            let mode = &candidate.mode;
-            key_of(plan, step, dsl_key, &KeyContext { base, mode, project, source_times, inputs, services })
+            let (mode, step_inputs) = (&candidate.mode, None);
+            let context = KeyContext { base, mode, project, source_times, inputs, step_inputs, services };
+            key_of(plan, step, dsl_key, &context)
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }
@@ -242,13 +243,15 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
-        if parent.is_some() && !self.plan.services(step).is_empty() {
-            // What its services boot from may not be known yet.
+        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
+        if parent.is_some() && waits {
+            // What its key depends on, too, is not known yet: files of other steps, or what services boot from.
             return None;
         }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         let inputs = inputs.get(step)?.ok()?;
-        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: self.plan.is_seed(step) })
+        let is_needed = bound.is_input || self.plan.is_seed(step);
+        Some(Candidate { step, parent, mode, inputs, max_age, is_needed })
     }
 }

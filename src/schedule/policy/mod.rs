@@ -21,8 +21,8 @@
 //! ```
 //!
 //! A lookup does not occupy a slot. A step whose failure is allowed (`SoftFail`) counts as passed for the
-//! steps that only depend on it. Those that build in it have no filesystem to start from, and are skipped;
-//! such a skip is excused, so it does not fail the build.
+//! steps that only depend on it. Those that build in it, or get files of it, have nothing to start from, and
+//! are skipped; such a skip is excused, so it does not fail the build.
 
 mod memory;
 mod rules;
@@ -97,6 +97,8 @@ pub struct Policy<'dag> {
     retries: u32,
     backoff: Duration,
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The steps that need the files of a step without building in it.
+    takers: BTreeMap<StepIndex, Vec<StepIndex>>,
     /// The memory that the steps of pool 0 share.
     memory: Option<MemoryShare>,
     pools: Vec<Pool>,
@@ -135,6 +137,7 @@ impl<'dag> Policy<'dag> {
             retries: rules.retries,
             backoff: rules.backoff,
             outcomes: rules.outcomes.clone(),
+            takers: rules.takers.clone(),
             memory: rules.memory.clone().map(MemoryShare::new),
             pools: rules.limits.iter().map(pool).collect(),
             lookups: VecDeque::new(),
@@ -267,13 +270,23 @@ impl<'dag> Policy<'dag> {
     /// filesystem is skipped, with everything below it.
     fn failure_allowed(&mut self, step: StepIndex) {
         self.unpassed -= 1;
+        for taker in self.takers.remove(&step).unwrap_or_default() {
+            self.excuse(taker);
+        }
         for link in self.dag.children(step) {
             if link.kind == EdgeKind::DependsOn {
                 self.parent_done(link.step);
-            } else if self.states[link.step.get()] == State::Waiting {
-                self.end_bystander(link.step, StepStatus::Skipped);
-                self.unpassed -= 1 + self.skip_below(link.step);
+            } else {
+                self.excuse(link.step);
             }
+        }
+    }
+
+    /// Skips a step that waits for files that do not exist, with everything below it.
+    fn excuse(&mut self, step: StepIndex) {
+        if self.states[step.get()] == State::Waiting {
+            self.end_bystander(step, StepStatus::Skipped);
+            self.unpassed -= 1 + self.skip_below(step);
         }
     }
 

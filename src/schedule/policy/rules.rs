@@ -17,6 +17,8 @@ pub struct Rules {
     pub backoff: Duration,
     /// The steps whose failures are allowed or retried.
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
+    /// The steps that need the files of each step, other than by building in it.
+    pub takers: BTreeMap<StepIndex, Vec<StepIndex>>,
     /// How the steps of pool 0, which run on one machine, share its memory. `None`: they do not care.
     pub memory: Option<MemoryRules>,
 }

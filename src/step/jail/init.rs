@@ -358,8 +358,8 @@ fn exec(
         groups::join_those_of_root()?;
     }
     confine(spec, prepared)?;
-    if let Some(path) = &spec.pack {
-        let packed = tree::pack(path, &streams.stdout);
+    if let Some(files) = &spec.pack {
+        let packed = tree::pack(files, &streams.stdout);
         return packed.and_then(|()| sys::exit(0));
     }
     let Some(program) = argv.first() else { return Err(SetupError::new("run the command", Errno::INVAL)) };

@@ -54,7 +54,7 @@ pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, InnerOverlay, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi,
-    MountedOverlay, Overlay, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp,
+    MountedOverlay, Overlay, Pack, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp,
     UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};

@@ -349,19 +349,25 @@ pub(super) fn filesystem(
 /// Attaches a mount. A mount point that no layer has is made, and so becomes part of the step's layer.
 pub(super) fn attach(mount: &OwnedFd, target: &CStr) -> Result<(), SetupError> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
-    at_mount_point(target, || move_mount(mount, c"", CWD, target, flags))
+    let is_file =
+        || rustix::fs::fstat(mount).is_ok_and(|it| FileType::from_raw_mode(it.st_mode) == FileType::RegularFile);
+    at_mount_point(target, is_file, || move_mount(mount, c"", CWD, target, flags))
 }
 
 /// Mounts a new file system, as [`filesystem`] and [`attach`] do, with one system call instead of six.
 pub(super) fn filesystem_at(target: &CStr, kind: &CStr, flags: MountFlags, options: &CStr) -> Result<(), SetupError> {
     let flags = flags | MountFlags::NOSUID | MountFlags::NOEXEC;
-    at_mount_point(target, || rustix::mount::mount(kind, target, kind, flags, options))
+    at_mount_point(target, || false, || rustix::mount::mount(kind, target, kind, flags, options))
 }
 
-fn at_mount_point(target: &CStr, mount: impl Fn() -> Result<(), Errno>) -> Result<(), SetupError> {
+fn at_mount_point(
+    target: &CStr,
+    is_file: impl Fn() -> bool,
+    mount: impl Fn() -> Result<(), Errno>,
+) -> Result<(), SetupError> {
     let mounted = match mount() {
         Err(Errno::NOENT) => {
-            make_dirs(target);
+            make_mount_point(target, is_file());
             mount()
         }
         mounted => mounted,
@@ -369,13 +375,17 @@ fn at_mount_point(target: &CStr, mount: impl Fn() -> Result<(), Errno>) -> Resul
     mounted.doing(|| format!("mount {}", target.to_string_lossy()))
 }
 
-fn make_dirs(path: &CStr) {
-    let bytes = path.to_bytes();
-    let ends = (1..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
-    for end in ends {
-        // Errors are ignored here: the mount fails if the directory is missing.
-        let _ = rustix::fs::mkdir(&bytes[..end], Mode::from_raw_mode(0o755));
+/// Makes an empty directory or file, and the directories above it.
+fn make_mount_point(path: &CStr, is_file: bool) {
+    let (bytes, mode) = (path.to_bytes(), Mode::from_raw_mode(0o755));
+    // Errors are ignored here: the mount fails if the mount point is missing.
+    for end in (1..bytes.len()).filter(|&at| bytes[at] == b'/') {
+        let _ = rustix::fs::mkdir(&bytes[..end], mode);
     }
+    let _ = match is_file {
+        true => rustix::fs::mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o644), 0),
+        false => rustix::fs::mkdir(path, mode),
+    };
 }
 
 /// Mounts a tmpfs over a directory. Its top directory is accessible to its owner only.
@@ -462,7 +472,7 @@ fn cover(mount: &OwnedFd, paths: &[impl AsRef<CStr>]) -> Result<(), SetupError> 
     let mut paths = paths.iter().map(AsRef::as_ref);
     let Some(first) = paths.next() else { return Ok(()) };
     attach(mount, first)?;
-    paths.try_for_each(|path| at_mount_point(path, || mount_bind(first, path)))
+    paths.try_for_each(|path| at_mount_point(path, || false, || mount_bind(first, path)))
 }
 
 /// Makes files appear empty: the step's own `/dev/null` is mounted over them, read-only.

@@ -408,13 +408,21 @@ pub struct JailSpec {
     /// The program, a path in the same files, and its arguments. If it is empty, the jail is made and torn
     /// down, as a test.
     pub argv: Vec<CString>,
-    /// The path, in the step, of the files that are written to standard output as a tar stream, instead of
-    /// running a program.
-    pub pack: Option<CString>,
+    /// Files that are written to standard output as a tar stream, instead of running a program.
+    pub pack: Option<Pack>,
     /// Whether standard input is a terminal. It becomes the command's controlling terminal.
     pub terminal: bool,
     /// The environment, as `NAME=value`.
     pub env: Vec<CString>,
+}
+
+/// Files to write as a tar stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pack {
+    /// The file or tree at a path in the step.
+    Path(CString),
+    /// The same without owners and times: see [`pack_plain`](crate::tree::pack_plain).
+    Plain(CString),
 }
 
 /// The specification of a step without isolation.

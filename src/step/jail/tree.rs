@@ -15,7 +15,7 @@ use super::{
     SetupError,
     error::ResultExt,
     mounts,
-    spec::{Report, TreeOp},
+    spec::{Pack, Report, TreeOp},
 };
 use crate::tree::{self, BlobFile, IdMap};
 
@@ -58,11 +58,16 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
     }
 }
 
-/// Writes the files at `path` to `out` as a tar stream.
-pub(crate) fn pack(path: &CString, out: &OwnedFd) -> Result<(), SetupError> {
+/// Writes files to `out` as a tar stream.
+pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
+    let (Pack::Path(path) | Pack::Plain(path)) = files;
     let doing = || format!("read {}", path.to_string_lossy());
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
-    tree::pack(as_path(path), &mut out).and_then(|()| out.flush()).doing(doing)
+    let packed = match files {
+        Pack::Path(path) => tree::pack(as_path(path), &mut out),
+        Pack::Plain(path) => tree::pack_plain(as_path(path), &mut out),
+    };
+    packed.and_then(|()| out.flush()).doing(doing)
 }
 
 fn as_path(text: &CString) -> &Path {

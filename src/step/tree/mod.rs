@@ -33,7 +33,7 @@ pub use flatten::flatten;
 pub use id_map::IdMap;
 pub use layer_tar::layer_tar;
 pub use newest::{Newest, newest};
-pub use pack::pack;
+pub use pack::{PLAIN_SECONDS, pack, pack_plain};
 pub use remove::remove_tree;
 pub use seal::{Seal, seal, seal_on_threads};
 pub use stack::topmost;

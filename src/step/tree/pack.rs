@@ -11,7 +11,7 @@ use std::{
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{self, CWD, FileType, Mode, OFlags, Stat},
+    fs::{self, CWD, FileType, Mode, OFlags, ResolveFlags, Stat},
 };
 use tar::{Builder, EntryType, Header};
 
@@ -24,6 +24,12 @@ use super::{
 /// The first part of entry names if a directory's content was requested.
 pub(super) const CONTENT: &[u8] = b".";
 
+/// The entry name of a single file in a plain stream.
+const FILE: &[u8] = b"file";
+
+/// The times in a plain stream, in seconds since the Unix epoch: 2000-01-01.
+pub const PLAIN_SECONDS: u64 = 946_684_800;
+
 /// Writes the file or tree at `path` to `out` as a GNU tar stream.
 ///
 /// Names begin with the last part of `path`. If that is `.`, they begin with `.`, which means a directory's
@@ -34,7 +40,7 @@ pub(super) const CONTENT: &[u8] = b".";
 /// # Errors
 /// Returns the first error; the stream is then incomplete.
 pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
-    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new() };
+    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: false };
     let bytes = path.as_os_str().as_bytes();
     let trimmed = bytes.iter().rposition(|byte| *byte != b'/').map_or(&b""[..], |last| &bytes[..=last]);
     let (parent, name) = match trimmed.iter().rposition(|byte| *byte == b'/') {
@@ -61,10 +67,46 @@ pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
     packer.tar.into_inner()?.flush()
 }
 
+/// Writes the file or directory at `path` to `out` as a plain stream: equal names, types, modes, targets of
+/// links and contents give equal bytes.
+///
+/// A directory is written as its content, a file under the name `file`. Links on the way to it, and at `path`
+/// itself, are followed, except for those below `/proc` that lead to descriptors and roots of processes.
+/// Owners are root, times are [`PLAIN_SECONDS`], and modes are permissions only.
+///
+/// # Errors
+/// Returns the first error; the stream is then incomplete. If something else is at `path`, or something in
+/// `/proc` or `/sys`, that is `ENOTDIR`.
+pub fn pack_plain(path: &Path, out: impl Write) -> io::Result<()> {
+    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: true };
+    let open = |flags: OFlags| fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    let found = open(OFlags::PATH | OFlags::CLOEXEC)?;
+    let stat = fs::fstat(&found)?;
+    if is_pseudo(found.as_fd())? {
+        return Err(rustix::io::Errno::NOTDIR.into());
+    }
+    // What was examined is what is opened: nothing else changes the tree.
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => {
+            packer.directory(&open(OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)?, CONTENT)?;
+        }
+        FileType::RegularFile => {
+            let file = File::from(open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)?);
+            let size_bytes = stat.st_size.cast_unsigned();
+            let member = Member { size_bytes, ..Member::new(FILE, &stat, EntryType::Regular) };
+            packer.entry(&member, file.take(size_bytes))?;
+        }
+        _ => return Err(rustix::io::Errno::NOTDIR.into()),
+    }
+    packer.tar.into_inner()?.flush()
+}
+
 struct Packer<W: Write> {
     tar: Builder<W>,
     /// The name under which each file with several names was written first.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// Whether owners and times are left out.
+    is_plain: bool,
 }
 
 /// An entry of the stream.
@@ -154,10 +196,17 @@ impl<W: Write> Packer<W> {
             }
         }
         header.set_entry_type(kind);
-        header.set_mode(stat.st_mode & 0o7777);
-        header.set_uid(stat.st_uid.into());
-        header.set_gid(stat.st_gid.into());
-        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        if self.is_plain {
+            header.set_mode(if kind == EntryType::Symlink { 0o777 } else { stat.st_mode & 0o777 });
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(PLAIN_SECONDS);
+        } else {
+            header.set_mode(stat.st_mode & 0o7777);
+            header.set_uid(stat.st_uid.into());
+            header.set_gid(stat.st_gid.into());
+            header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        }
         header.set_size(size_bytes);
         header.set_cksum();
         self.tar.append(&header, data)
@@ -176,4 +225,62 @@ fn long_text(tar: &mut Builder<impl Write>, kind: EntryType, text: &[u8]) -> io:
     header.set_size(text.len() as u64 + 1);
     header.set_cksum();
     tar.append(&header, text.chain(&b"\0"[..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn plain(path: &Path) -> Vec<u8> {
+        let mut out = Vec::new();
+        pack_plain(path, &mut out).unwrap();
+        out
+    }
+
+    fn tree(top: &Path, text: &str) {
+        std::fs::create_dir_all(top.join("d/empty")).unwrap();
+        std::fs::write(top.join("d/f"), text).unwrap();
+        std::fs::set_permissions(top.join("d/f"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("/nowhere", top.join("link")).unwrap();
+        std::fs::hard_link(top.join("d/f"), top.join("other")).unwrap();
+    }
+
+    #[test]
+    fn a_plain_stream_has_what_a_step_is_shown_and_nothing_else() {
+        let top = tempfile::tempdir().unwrap();
+        let (a, b, c) = (top.path().join("a"), top.path().join("b"), top.path().join("c"));
+        tree(&a, "text");
+        tree(&b, "text");
+        tree(&c, "Text");
+        let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        File::open(b.join("d/f")).unwrap().set_modified(old).unwrap();
+        let first = plain(&a);
+        assert_eq!(first, plain(&b));
+        assert_ne!(first, plain(&c));
+        symlink("a", top.path().join("to-a")).unwrap();
+        assert_eq!(first, plain(&top.path().join("to-a")));
+        std::fs::set_permissions(b.join("d/f"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_ne!(first, plain(&b));
+        std::fs::set_permissions(a.join("d/f"), std::fs::Permissions::from_mode(0o4600)).unwrap();
+        assert_eq!(first, plain(&a), "set-id bits refer to ids that are left out");
+        assert_eq!(plain(&a.join("other")), plain(&a.join("d/f")), "a file has no name");
+    }
+
+    #[test]
+    fn only_files_and_directories_are_packed_and_no_link_to_a_descriptor_is_followed() {
+        let top = tempfile::tempdir().unwrap();
+        let mut out = Vec::new();
+        let error = |path: &Path, out: &mut Vec<u8>| pack_plain(path, out).unwrap_err().kind();
+        assert_eq!(error(&top.path().join("none"), &mut out), io::ErrorKind::NotFound);
+        for path in ["/dev/null", "/proc/self/fd", "/proc/version"] {
+            assert_eq!(error(Path::new(path), &mut out), io::ErrorKind::NotADirectory, "{path}");
+        }
+        let dir = File::open(top.path()).unwrap();
+        let link = top.path().join("link");
+        symlink(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir)), &link).unwrap();
+        let error = pack_plain(&link, &mut out).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()));
+    }
 }

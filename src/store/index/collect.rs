@@ -111,7 +111,7 @@ pub(in crate::store) fn forget_doomed(transaction: &Transaction<'_>, end: u64) -
     ] {
         transaction.prepare_cached(delete)?.execute([end])?;
     }
-    Ok(())
+    super::inputs::forget_orphans(transaction)
 }
 
 /// Returns the number of doomed layers, and their bytes.

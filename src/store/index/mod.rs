@@ -11,6 +11,7 @@ pub(super) mod cache;
 pub(super) mod cache_dirs;
 pub(super) mod collect;
 pub(super) mod images;
+pub(super) mod inputs;
 pub(super) mod inspection;
 pub(super) mod inventory;
 pub(super) mod layers;

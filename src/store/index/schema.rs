@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 4] = [V1, V2, V3, V4];
+const MIGRATIONS: [&str; 5] = [V1, V2, V3, V4, V5];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -144,6 +144,17 @@ CREATE TABLE cache_dirs (
     created_at     INTEGER NOT NULL,
     used_at        INTEGER NOT NULL,
     doomed         INTEGER
+) WITHOUT ROWID;
+";
+
+/// What steps took over from others: the digest of a path in a snapshot, as a step over a source sees it.
+const V5: &str = "
+CREATE TABLE input_digests (
+    snapshot   TEXT NOT NULL,
+    source     TEXT NOT NULL,
+    path       TEXT NOT NULL,
+    digest     BLOB NOT NULL,
+    PRIMARY KEY (snapshot, source, path)
 ) WITHOUT ROWID;
 ";
 

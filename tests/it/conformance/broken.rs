@@ -183,6 +183,7 @@ impl StepRunner for Broken {
         claimed.isolation = boasts;
         claimed.cache_dirs = boasts;
         claimed.services = boasts;
+        claimed.inputs = boasts;
         claimed.network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.private_network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.limits = boasts || self.fault == Fault::ChecksNoArguments;
@@ -309,6 +310,7 @@ async fn empty_claims_are_found() {
         ("processes", "had 40"),
         ("cache-directories", ""),
         ("services", ""),
+        ("files-of-other-steps", ""),
     ] {
         finds(Fault::Boasts, case, says).await;
     }

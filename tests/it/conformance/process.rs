@@ -40,6 +40,7 @@ async fn conforms(set_up: impl FnOnce(ProcessRunner) -> ProcessRunner) {
             "network-private",
             "cache-directories",
             "services",
+            "files-of-other-steps",
         ]
     );
 }

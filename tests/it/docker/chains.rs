@@ -179,3 +179,23 @@ async fn a_chain_that_starts_on_an_image_of_the_daemon_continues_in_the_sandbox(
     let schemes: Vec<_> = snapshots.iter().map(|name| name.split(':').next().unwrap()).collect();
     assert_eq!(schemes, ["docker", "hm1", "hm1"]);
 }
+
+#[tokio::test]
+async fn a_step_in_the_sandbox_gets_files_of_a_step_on_docker() {
+    let Some(bench) = Bench::new() else { return };
+    let ir = |shard: Value| {
+        let mut join = cached("join", "cat /in/f; stat -c %a /in/f");
+        let more = json!({ "runner": "sandbox", "image": "host", "runner_args": { "inputs": { "shard:/workspace/out": "/in" } } });
+        more.as_object().unwrap().iter().for_each(|(name, value)| join["step"][name] = value.clone());
+        pipeline(&[shard, join], &[json!([0, 1, "depends_on"])])
+    };
+    let make = "mkdir out; umask 077; echo made > out/f";
+    let cold = bench.build(&ir(step("shard", make))).await;
+    passed(&cold);
+    assert_eq!((statuses(&cold), cold.lines("join")), (vec![Passed; 2], vec!["made", "600"]));
+    // It runs again in another container, and leaves the same bytes.
+    assert_eq!(statuses(&bench.build(&ir(step("shard", make))).await), [Passed, CacheHit]);
+    assert_eq!(statuses(&bench.build(&ir(cached("shard", make))).await), [Passed, CacheHit]);
+    assert_eq!(statuses(&bench.build(&ir(cached("shard", make))).await), [CacheHit; 2]);
+    assert_eq!(bench.left().await, (vec![], vec![]));
+}

@@ -7,6 +7,7 @@ mod cache_dirs;
 mod connections;
 mod files;
 mod identity;
+mod inputs;
 mod isolation;
 mod limits;
 mod network;

@@ -111,6 +111,27 @@ fn the_published_reader_decodes_every_event() {
 }
 
 #[test]
+fn a_retry_of_the_service_is_in_the_stream_of_the_published_reader() {
+    let here = Checkout::new();
+    let job = Job { exit_code: Some(7), ..Job::is("a", &["running", "failed", "running", "passed"]) };
+    here.stand_in.script(Script::new([job.out("x\n").retried()]));
+    let ended = here.run(&["--format", "json"]).expect(0);
+    for line in ended.stdout.lines() {
+        serde_json::from_str::<hm_plugin_protocol::BuildEvent>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+    let events = ended.events();
+    let of_kind = |kind: &str| events.iter().filter(|event| event["kind"] == kind).collect::<Vec<_>>();
+    let starts = of_kind("step_start");
+    assert_eq!(starts.iter().map(|start| &start["attempt"]).collect::<Vec<_>>(), [1, 2]);
+    let retry = &starts[1]["retry"];
+    assert_eq!((&retry["message"], &retry["exit_code"]), (&"the command exited with 7".into(), &7.into()));
+    let ends = of_kind("step_end");
+    let [end] = &ends[..] else { panic!("{ends:?}") };
+    assert_eq!((&end["exit_code"], &end["status"]), (&0.into(), &"flaky".into()));
+    assert!(of_kind("chain_failed").is_empty() && of_kind("build_end")[0]["exit_code"] == 0);
+}
+
+#[test]
 fn a_build_that_is_not_watched_is_only_submitted() {
     let here = Checkout::new();
     let ended = here.run(&["--no-watch"]).expect(0);

@@ -5,6 +5,7 @@ mod contract;
 mod errors;
 mod logs;
 mod published;
+mod retries;
 mod submit;
 mod verbs;
 mod watch;

@@ -123,7 +123,7 @@ fn an_index_of_version_1_is_migrated_without_losing_entries() {
     index
         .execute_batch(
             "ALTER TABLE layers DROP COLUMN blob; ALTER TABLE layers DROP COLUMN blob_bytes; DROP TABLE contents;
-             ALTER TABLE layers DROP COLUMN blob_blake3; DROP TABLE cache_dirs;
+             ALTER TABLE layers DROP COLUMN blob_blake3; DROP TABLE cache_dirs; DROP TABLE input_digests;
              PRAGMA user_version = 1",
         )
         .unwrap();

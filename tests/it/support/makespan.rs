@@ -68,7 +68,11 @@ pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: u
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(slots).expect("at least one slot")];
     let (backoff, outcomes) = (Duration::ZERO, BTreeMap::new());
-    Policy::new(dag, &placements, &Rules { limits, keep_going: false, retries: 0, backoff, outcomes, memory: None })
+    Policy::new(
+        dag,
+        &placements,
+        &Rules { limits, keep_going: false, retries: 0, backoff, outcomes, takers: BTreeMap::new(), memory: None },
+    )
 }
 
 impl Order for Policy<'_> {

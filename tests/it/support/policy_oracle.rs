@@ -37,6 +37,8 @@ pub(crate) struct Scenario {
     pool_of: Vec<usize>,
     cached: Vec<bool>,
     outcomes: Vec<OutcomeRules>,
+    /// The steps above each step whose files it gets.
+    takes: Vec<Vec<usize>>,
     /// The memory of the machine, if it matters, and the steps' expected peaks.
     memory: Option<(u64, Vec<Option<u64>>)>,
     limits: Vec<usize>,
@@ -108,22 +110,40 @@ pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
             vec(any::<u8>(), 0..900).prop_map(|bytes| operations_of(&bytes)),
             vec(any::<u8>().prop_map(end_of), 1..20),
             proptest::option::weighted(0.7, memory(steps)),
+            vec(proptest::option::weighted(0.3, any::<prop::sample::Index>()), steps),
         )
             .prop_map(
-                move |(pool_of, cached, outcomes, last_run_ms, keep_going, operations, final_ends, memory)| Scenario {
-                    graph: graph.clone(),
-                    pool_of,
-                    cached,
-                    outcomes,
-                    memory,
-                    limits: limits.clone(),
-                    last_run_ms,
-                    keep_going,
-                    operations,
-                    final_ends,
+                move |(pool_of, cached, outcomes, last_run_ms, keep_going, operations, final_ends, memory, takes)| {
+                    Scenario {
+                        graph: graph.clone(),
+                        pool_of,
+                        cached,
+                        outcomes,
+                        takes: takes_of(&graph, &takes),
+                        memory,
+                        limits: limits.clone(),
+                        last_run_ms,
+                        keep_going,
+                        operations,
+                        final_ends,
+                    }
                 },
             )
     })
+}
+
+/// Chooses a step above each step that has a choice, as the one whose files it gets.
+fn takes_of(graph: &Graph, choices: &[Option<prop::sample::Index>]) -> Vec<Vec<usize>> {
+    let takes = |(step, choice): (usize, &Option<prop::sample::Index>)| {
+        let (mut above, mut at) = (graph.parents(step), 0);
+        while let Some(step) = above.get(at).copied() {
+            let more: Vec<usize> = graph.parents(step).into_iter().filter(|it| !above.contains(it)).collect();
+            above.extend(more);
+            at += 1;
+        }
+        choice.iter().filter(|_| !above.is_empty()).map(|choice| above[choice.index(above.len())]).collect()
+    };
+    choices.iter().enumerate().map(takes).collect()
 }
 
 impl Scenario {
@@ -156,8 +176,9 @@ impl Pair<'_> {
         if let Some(start) = started {
             for parent in &self.model.parents[start.step.get()] {
                 let is_lineage = self.model.lineage[start.step.get()] == Some(*parent);
+                let has_files = self.model.takes[start.step.get()].contains(parent);
                 let is_released = match self.terminal.get(parent) {
-                    Some(StepStatus::FailedAllowed) => !is_lineage,
+                    Some(StepStatus::FailedAllowed) => !is_lineage && !has_files,
                     status => status.is_some_and(|status| status.is_success()),
                 };
                 assert!(is_released, "started before its parent passed");
@@ -245,6 +266,15 @@ fn index(step: usize) -> StepIndex {
     StepIndex(u32::try_from(step).unwrap())
 }
 
+/// Returns the steps that get the files of each step.
+fn takers_of(takes: &[Vec<usize>]) -> BTreeMap<StepIndex, Vec<StepIndex>> {
+    let mut takers: BTreeMap<StepIndex, Vec<StepIndex>> = BTreeMap::new();
+    for (step, taken) in takes.iter().enumerate() {
+        taken.iter().for_each(|taken| takers.entry(index(*taken)).or_default().push(index(step)));
+    }
+    takers
+}
+
 pub(crate) fn check(scenario: &Scenario) {
     let plan = Plan::parse(scenario.graph.to_ir_json()).unwrap();
     let last_run: Vec<_> = scenario.last_run_ms.iter().map(|ms| ms.map(Duration::from_millis)).collect();
@@ -260,6 +290,7 @@ pub(crate) fn check(scenario: &Scenario) {
         retries: u32::try_from(BACKOFFS_MS.len()).unwrap(),
         backoff: Duration::from_millis(BACKOFFS_MS[0]),
         outcomes: (0..).map(index).zip(scenario.outcomes.iter().cloned()).collect(),
+        takers: takers_of(&scenario.takes),
         memory: scenario.memory.as_ref().map(memory_rules),
     };
     let mut pair = Pair {
@@ -267,6 +298,7 @@ pub(crate) fn check(scenario: &Scenario) {
         model: Model {
             parents: (0..scenario.graph.len).map(|step| scenario.graph.parents(step)).collect(),
             lineage: (0..scenario.graph.len).map(|step| scenario.graph.lineage(step)).collect(),
+            takes: scenario.takes.clone(),
             outcomes: scenario.outcomes.clone(),
             memory: scenario.memory.clone(),
             is_beside: vec![false; scenario.graph.len],

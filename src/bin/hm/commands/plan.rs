@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 use hm_exec::{
     Plan, RunnerSet,
     ir::EdgeKind,
-    plan::{self, BindOptions, BoundPlan, SoftFail, StepIndex},
+    plan::{self, BindOptions, BoundPlan, PlannedInput, SoftFail, StepIndex},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -76,10 +76,19 @@ struct ShownStep<'a> {
     retries: u8,
     /// Whether the build allows failures of the step: all, or those with these exit codes.
     soft_fail: ShownSoftFail<'a>,
+    /// The files of other steps that the step gets.
+    inputs: Vec<ShownInput<'a>>,
     /// The arguments of the step, by name: from the pipeline, from files and from options.
     arguments: BTreeMap<String, ShownArgument>,
     cmd: &'a str,
     env: &'a hm_exec::ir::Env,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownInput<'a> {
+    step: &'a str,
+    path: &'a str,
+    target: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -186,6 +195,7 @@ fn show<'a>(
     arguments: impl Fn(StepIndex) -> BTreeMap<String, ShownArgument>,
 ) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
+    let input = |it: &'a PlannedInput| ShownInput { step: key(it.step), path: &it.path, target: &it.target };
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
         let outcomes = bound.outcomes.get(&index);
@@ -210,6 +220,7 @@ fn show<'a>(
                 Some(SoftFail::Codes(codes)) => ShownSoftFail::Codes(codes),
                 soft_fail => ShownSoftFail::All(soft_fail == Some(&SoftFail::Any)),
             },
+            inputs: bound.inputs.get(&index).into_iter().flatten().map(input).collect(),
             arguments: arguments(index),
             cmd: &step.step.cmd,
             env: &step.env,
@@ -262,6 +273,9 @@ fn as_text(shown: &Shown<'_>, is_verbose: bool) -> String {
             }
         }
         out.push('\n');
+        for ShownInput { step, path, target } in &step.inputs {
+            out.push_str(&format!("  {}\n", text::clean(&format!("{target}: {path} of step {step}"))));
+        }
         for (name, ShownArgument { value, from }) in step.arguments.iter().filter(|_| is_verbose) {
             out.push_str(&format!("  {}\n", text::clean(&format!("{name} = {value} ({from})"))));
         }

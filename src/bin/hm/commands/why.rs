@@ -141,6 +141,9 @@ fn push_differences(out: &mut String, explanation: &Explanation) {
             Difference::Project { was, is } => changed("the project", was, is),
             Difference::SourceTimes { was, is } => changed("`times` of [source] in hm.toml", was.as_str(), is.as_str()),
             Difference::Inputs => "files that match its `on_change` paths changed".into(),
+            Difference::StepInput { step, path } => format!("its input {} changed", input(step, path)),
+            Difference::StepInputAdded { step, path } => format!("the input {} was added", input(step, path)),
+            Difference::StepInputRemoved { step, path } => format!("the input {} was removed", input(step, path)),
             Difference::RunnerArgs => "its `runner_args` changed".into(),
             Difference::Command => "its command changed".into(),
             Difference::EnvAdded { name } => format!("variable {} was added", text::clean(name)),
@@ -162,6 +165,10 @@ fn push_differences(out: &mut String, explanation: &Explanation) {
         };
         out.push_str(&format!("  {line}\n"));
     }
+}
+
+fn input(step: &str, path: &str) -> String {
+    text::clean(&format!("{step}:{path}"))
 }
 
 fn changed(what: &str, was: &str, is: &str) -> String {

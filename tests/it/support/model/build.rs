@@ -154,6 +154,7 @@ impl Build {
         Model {
             parents: (0..steps).map(|step| self.graph.parents(step)).collect(),
             lineage: (0..steps).map(|step| self.graph.lineage(step)).collect(),
+            takes: vec![Vec::new(); steps],
             outcomes: self.outcomes.clone(),
             memory: self.memory.clone(),
             is_beside: vec![false; steps],

@@ -31,6 +31,8 @@ pub(crate) struct Model {
     pub(crate) parents: Vec<Vec<usize>>,
     /// The parent in which each step builds.
     pub(crate) lineage: Vec<Option<usize>>,
+    /// The steps above each step whose files it gets without building in them.
+    pub(crate) takes: Vec<Vec<usize>>,
     pub(crate) outcomes: Vec<OutcomeRules>,
     /// The memory that the steps of pool 0 share, if it matters, and their peaks, if they are known.
     pub(crate) memory: Option<(u64, Vec<Option<u64>>)>,
@@ -154,7 +156,7 @@ impl Model {
         }
         while let Some(doomed) = (0..self.steps.len()).find(|&step| {
             self.steps[step] == Step::Idle
-                && self.parents[step].iter().any(|&parent| self.ended(parent) && !self.releases(parent, step))
+                && self.needed(step).any(|above| self.ended(above) && !self.releases(above, step))
         }) {
             self.steps[doomed] = Step::Ended(StepStatus::Skipped);
         }
@@ -235,7 +237,16 @@ impl Model {
 
     /// Returns whether `parent` has ended in such a way that `child` may run.
     pub(crate) fn releases(&self, parent: usize, child: usize) -> bool {
-        self.passed(parent) || self.failed_allowed(parent) && self.lineage[child] != Some(parent)
+        self.passed(parent) || self.failed_allowed(parent) && !self.has_files_of(child, parent)
+    }
+
+    fn has_files_of(&self, step: usize, other: usize) -> bool {
+        self.lineage[step] == Some(other) || self.takes[step].contains(&other)
+    }
+
+    /// Returns the steps that `step` waits for, and those whose files it gets.
+    fn needed(&self, step: usize) -> impl Iterator<Item = usize> {
+        self.parents[step].iter().chain(&self.takes[step]).copied()
     }
 
     fn may_run(&self, step: usize) -> bool {
@@ -243,15 +254,12 @@ impl Model {
     }
 
     /// Returns which steps are skipped only because of a failure that is allowed: directly or indirectly,
-    /// they wait for a step that would have built in the failed one.
+    /// they wait for a step that would have built in the failed one, or got files of it.
     fn excused(&self) -> Vec<bool> {
         let mut excused = vec![false; self.steps.len()];
         while let Some(step) = (0..self.steps.len()).find(|&step| {
-            let because =
-                |&parent: &usize| excused[parent] || self.failed_allowed(parent) && self.lineage[step] == Some(parent);
-            !excused[step]
-                && self.steps[step] == Step::Ended(StepStatus::Skipped)
-                && self.parents[step].iter().any(because)
+            let because = |above| excused[above] || self.failed_allowed(above) && self.has_files_of(step, above);
+            !excused[step] && self.steps[step] == Step::Ended(StepStatus::Skipped) && self.needed(step).any(because)
         }) {
             excused[step] = true;
         }

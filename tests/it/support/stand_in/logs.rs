@@ -58,9 +58,13 @@ async fn send(shared: Arc<Shared>, (build, at): (usize, usize), fault: Option<Lo
     if fault == Some(LogFault::Malformed) {
         return say("event: chunk\ndata: {not json\n\n".into());
     }
-    let sent = shared.state().builds[build].script.jobs[at].sent;
-    let history: Vec<_> = (0..sent).map(|n| chunk(&shared, (build, at), n)).collect();
-    let mut next = history.len();
+    let (first, sent) = {
+        let state = shared.state();
+        let build = &state.builds[build];
+        (build.parts(at).start, build.script.jobs[at].sent)
+    };
+    let history: Vec<_> = (first..sent).map(|n| chunk(&shared, (build, at), n)).collect();
+    let mut next = first + history.len();
     for _ in 0..if fault == Some(LogFault::HistoryTwice) { 2 } else { 1 } {
         say(format!("event: history\ndata: {}\n\n", json!({ "chunks": history })))?;
     }
@@ -69,7 +73,7 @@ async fn send(shared: Arc<Shared>, (build, at): (usize, usize), fault: Option<Lo
         let (count, has_ended) = {
             let state = shared.state();
             let build = &state.builds[build];
-            (build.script.jobs[at].chunks.len(), build.has_ended(at))
+            (build.parts(at).end, build.has_ended(at))
         };
         while next < count {
             let closes = matches!(fault, Some(LogFault::CloseAfter(n)) if n == said);
@@ -102,8 +106,8 @@ async fn send(shared: Arc<Shared>, (build, at): (usize, usize), fault: Option<Lo
 
 fn chunk(shared: &Shared, (build, at): (usize, usize), n: usize) -> serde_json::Value {
     let state = shared.state();
-    let job = &state.builds[build].script.jobs[at];
-    let (kind, text) = &job.chunks[n];
-    let seq = job.first_seq + i64::try_from(n).unwrap();
+    let build = &state.builds[build];
+    let (kind, text) = &build.script.jobs[at].chunks[n];
+    let seq = build.seq(at, n);
     json!({"seq": seq, "stream_kind": kind, "content": text, "ts": if n.is_multiple_of(2) { Some(1_767_225_601_000_000_000_i64) } else { None }})
 }

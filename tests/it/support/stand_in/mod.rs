@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use self::script::Build;
-pub(crate) use self::script::{Job, LogFault, Script};
+pub(crate) use self::script::{Job, LogFault, Retry, Script};
 
 /// The token that the stand-in accepts.
 pub(crate) const TOKEN: &str = "hm_s3cret-token-of-the-user";

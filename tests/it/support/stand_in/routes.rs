@@ -159,8 +159,9 @@ fn of_build(state: &mut State, operation: &str, path: &[&str]) -> Answer {
         }
         "listJobs" => {
             let count = if build.tick < build.script.planning { 0 } else { build.script.jobs.len() };
-            let jobs: Vec<_> = (0..count).map(|at| build.job_to_json(at)).collect();
-            build.tick += 1;
+            let is_there = |at: &usize| build.script.jobs[*at].appears <= build.tick;
+            let jobs: Vec<_> = (0..count).filter(is_there).map(|at| build.job_to_json(at)).collect();
+            build.tick += usize::from(!build.waits_for_a_reader());
             json(200, &json!({ "data": jobs }))
         }
         "getJob" => match build.ids.iter().position(|id| id.to_string() == path[7]) {

@@ -31,6 +31,10 @@ pub(crate) struct Job {
     pub(crate) states: Vec<&'static str>,
     pub(crate) exit_code: Option<i64>,
     pub(crate) soft_failed: bool,
+    /// How the service runs it again.
+    pub(crate) retry: Option<Retry>,
+    /// The tick from which the service has it.
+    pub(crate) appears: usize,
     pub(crate) error: Option<(&'static str, &'static str)>,
     /// The kind of the stream, and the text.
     pub(crate) chunks: Vec<(i64, String)>,
@@ -40,6 +44,15 @@ pub(crate) struct Job {
     pub(crate) log_faults: VecDeque<LogFault>,
     /// The parts that were sent to any connection.
     pub(crate) sent: usize,
+}
+
+/// How the service runs a job again, whose states have a second `running`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retry {
+    /// The number of parts of output of the first attempt.
+    pub(crate) first_output: usize,
+    /// Whether the log of the second attempt has no parts of the first.
+    pub(crate) begins_anew: bool,
 }
 
 /// What goes wrong with a log's connection.
@@ -68,6 +81,8 @@ impl Job {
             states: states.to_vec(),
             exit_code: None,
             soft_failed: false,
+            retry: None,
+            appears: 0,
             error: None,
             chunks: Vec::new(),
             first_seq: 0,
@@ -101,6 +116,12 @@ impl Job {
 
     pub(crate) fn err(mut self, text: &str) -> Self {
         self.chunks.push((1, text.into()));
+        self
+    }
+
+    /// A job whose first attempt has printed all so far, and that the service may run again.
+    pub(crate) fn retried(mut self) -> Self {
+        self.retry = Some(Retry { first_output: self.chunks.len(), begins_anew: false });
         self
     }
 
@@ -139,7 +160,7 @@ pub(super) fn time(halves: usize) -> String {
 impl Build {
     pub(super) fn job_state(&self, at: usize) -> &'static str {
         let job = &self.script.jobs[at];
-        let state = |tick: usize| job.states[tick.min(job.states.len() - 1)];
+        let state = |tick: usize| job.states[tick.saturating_sub(job.appears).min(job.states.len() - 1)];
         let Some(canceled) = self.canceled else { return state(self.tick) };
         let before = state(canceled);
         match before {
@@ -149,13 +170,56 @@ impl Build {
         }
     }
 
+    /// Returns which attempt of a job runs or has run.
+    fn attempt(&self, at: usize) -> usize {
+        let job = &self.script.jobs[at];
+        let before = |n: usize| n.checked_sub(1).and_then(|n| job.states.get(n).copied());
+        let starts = |n: &usize| job.states[*n] == "running" && before(*n) != Some("running");
+        let passed = (self.tick + 1).saturating_sub(job.appears).min(job.states.len());
+        (0..passed).filter(starts).count()
+    }
+
+    /// Returns whether a job has failed and has another attempt before it.
+    fn will_run_again(&self, at: usize) -> bool {
+        let job = &self.script.jobs[at];
+        let is_last = self.tick.saturating_sub(job.appears) + 1 >= job.states.len();
+        job.retry.is_some() && self.canceled.is_none() && !is_last
+    }
+
+    /// Returns whether a failed attempt has output that no connection has got. Its job does not run again before that.
+    pub(super) fn waits_for_a_reader(&self) -> bool {
+        let waits = |at: usize| {
+            let job = &self.script.jobs[at];
+            let is_unread = job.retry.is_some_and(|retry| job.sent < retry.first_output);
+            is_unread && self.will_run_again(at) && self.job_state(at) == "failed"
+        };
+        (0..self.script.jobs.len()).any(waits)
+    }
+
+    /// Returns the parts of output that a job has by now, and that its log has.
+    pub(super) fn parts(&self, at: usize) -> std::ops::Range<usize> {
+        let job = &self.script.jobs[at];
+        match job.retry {
+            Some(retry) if self.attempt(at) < 2 => 0..retry.first_output,
+            Some(retry) if retry.begins_anew => retry.first_output..job.chunks.len(),
+            _ => 0..job.chunks.len(),
+        }
+    }
+
+    /// Returns the position of a part of a job's output.
+    pub(super) fn seq(&self, at: usize, part: usize) -> i64 {
+        let job = &self.script.jobs[at];
+        job.first_seq + i64::try_from(part - self.parts(at).start.min(part)).unwrap()
+    }
+
     pub(super) fn has_ended(&self, at: usize) -> bool {
         TERMINAL.contains(&self.job_state(at))
     }
 
     pub(super) fn state(&self) -> &'static str {
         let states: Vec<_> = (0..self.script.jobs.len()).map(|at| self.job_state(at)).collect();
-        if !states.iter().all(|state| TERMINAL.contains(state)) || self.tick < self.script.planning {
+        let is_over = |at: usize| TERMINAL.contains(&states[at]) && !self.will_run_again(at);
+        if !(0..states.len()).all(is_over) || self.tick < self.script.planning {
             return if self.canceled.is_some() { "canceling" } else { "running" };
         }
         let fails = |(state, job): (&&str, &Job)| matches!(*state, "failed" | "timed_out") && !job.soft_failed;
@@ -179,15 +243,22 @@ impl Build {
 
     pub(super) fn job_to_json(&self, at: usize) -> Value {
         let (job, state) = (&self.script.jobs[at], self.job_state(at));
-        let has_run = job.states.iter().take(self.tick + 1).any(|state| matches!(*state, "running" | "timing_out"));
+        let has_run = job
+            .states
+            .iter()
+            .take((self.tick + 1).saturating_sub(job.appears))
+            .any(|state| matches!(*state, "running" | "timing_out"));
         let (has_ended, id) = (self.has_ended(at), self.ids[at]);
+        // Each attempt starts at a time of its own.
+        let later = if self.attempt(at) > 1 { 8 } else { 0 };
+        let exit_code = if job.retry.is_some() && state == "passed" { Some(0) } else { job.exit_code };
         json!({
             "id": id, "step_key": job.key, "name": format!("Step {}", job.key), "state": state, "command": "true",
-            "exit_code": if has_ended { job.exit_code } else { None }, "soft_failed": job.soft_failed,
-            "depends_on": [], "created_at": time(0), "started_at": has_run.then(|| time(2)),
-            "finished_at": (has_ended && has_run).then(|| time(5)),
+            "exit_code": if has_ended { exit_code } else { None }, "soft_failed": job.soft_failed,
+            "depends_on": [], "created_at": time(job.appears), "started_at": has_run.then(|| time(2 + later)),
+            "finished_at": (has_ended && has_run).then(|| time(5 + later)),
             "error_code": job.error.map(|(code, _)| code), "error_message": job.error.map(|(_, text)| text),
-            "retry_policy": null, "soft_fail_policy": null,
+            "retry_policy": job.retry.map(|_| json!({"limit": 1})), "soft_fail_policy": null,
         })
     }
 }

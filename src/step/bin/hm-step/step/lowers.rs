@@ -209,8 +209,15 @@ fn unpack(
 
 #[cfg(test)]
 mod tests {
-    use hm_exec_step::Exit;
-    use rustix::io::Errno;
+    use hm_exec_step::{
+        Exit,
+        tree::attributes::{EntryAttributes, encode},
+    };
+    use rustix::{
+        fs::FileType,
+        io::Errno,
+        mount::{MountFlags, UnmountFlags, mount, unmount},
+    };
 
     use super::*;
 
@@ -224,5 +231,34 @@ mod tests {
             let Exit::Failed { message, retry } = not_restored("source", &errno.into()).exit() else { panic!() };
             assert!(retry == retries && message.contains(word) && message.contains("source"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_source_that_fills_the_memory_of_this_worker_is_not_tried_again_elsewhere() {
+        let top = tempfile::tempdir().unwrap();
+        let (source, memory, disk) = (top.path().join("source"), top.path().join("memory"), top.path().join("disk"));
+        for dir in [&source.join(WORKSPACE), &memory, &disk] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::write(source.join(WORKSPACE).join("large"), vec![1; 2 << 20]).unwrap();
+        let entry =
+            |path: &'static str, kind| EntryAttributes { path: path.as_bytes(), kind, mode: 0o700, mtime: (7, 0) };
+        let list = encode([entry("", FileType::Directory), entry("large", FileType::RegularFile)]).unwrap();
+        fs::write(source.with_extension("attributes"), list).unwrap();
+        if let Err(error) = mount("tmpfs", &memory, "tmpfs", MountFlags::empty(), Some(c"size=1m")) {
+            // Only root can mount, and not in every container.
+            eprintln!("skipped: a tmpfs cannot be mounted here: {error}");
+            return;
+        }
+        let stack = [Lower::Workspace { path: "source".into() }];
+        let parts = find(top.path(), &stack).unwrap();
+        let made = make(&stack, &parts, None, &Scratch::at(memory.clone()), IdMap::Root);
+        unmount(&memory, UnmountFlags::DETACH).unwrap();
+        let Exit::Failed { message, retry } = made.unwrap_err().exit() else { panic!() };
+        assert!(!retry && message.contains("use workers with more memory"), "{message}");
+        // With room, the source has its modes.
+        let lowers = make(&stack, &parts, None, &Scratch::at(disk.clone()), IdMap::Root).unwrap().lowers;
+        assert_eq!(lowers, [disk.join("attributes/0"), source, disk.join("base-layer")]);
+        assert_eq!(fs::metadata(disk.join("attributes/0/workspace/large")).unwrap().len(), 2 << 20);
     }
 }

@@ -49,6 +49,12 @@ impl Scratch {
         Ok(scratch)
     }
 
+    /// Returns an existing directory as a scratch directory.
+    #[cfg(test)]
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, made: false }
+    }
+
     /// Creates a directory with the permissions of a root directory.
     pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.path.join(name);

@@ -1,0 +1,197 @@
+//! Files of other steps that a step gets: read in a visit to the other step's filesystem, and mounted
+//! read-only. See `docs/design/inputs.md`.
+
+use std::{
+    fs::{DirBuilder, File},
+    io::{self, Read},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use rustix::{io::Errno, pipe::PipeFlags};
+
+use super::{
+    SandboxRunner,
+    boot::{Boot, failed},
+    jail::Bind,
+    overlays::c_path,
+    visit::{Streams, Visit, VisitError, VisitOperation},
+};
+use crate::{
+    blocking,
+    runner::{ExecutorInput, InputFiles, RunnerError, StepContext},
+    source::{FrozenSource, RunSource},
+    store::{Store, StoreError, error::IoContext, tree},
+};
+
+/// Precedes the stream in the digest of an input.
+const CONTEXT: &[u8] = b"hm-exec step input 1\0";
+
+/// The directory of a copy, below that of this process's temporary files. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct InputCopy {
+    store: Arc<Store>,
+    home: PathBuf,
+}
+
+impl InputCopy {
+    fn new(store: &Arc<Store>) -> Result<Self, StoreError> {
+        let copy = Self { store: Arc::clone(store), home: store.instance().new_tmp() };
+        DirBuilder::new().mode(0o700).create(&copy.home).doing("make the directory", &copy.home)?;
+        Ok(copy)
+    }
+
+    /// Returns the path of the file or directory.
+    fn files(&self) -> PathBuf {
+        self.home.join("files")
+    }
+}
+
+impl Drop for InputCopy {
+    fn drop(&mut self) {
+        self.store.trash().discard(std::mem::take(&mut self.home));
+    }
+}
+
+impl SandboxRunner {
+    /// Copies the inputs of a step, and adds their mounts to what it boots from.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the visit ends, and the copies are removed when the last write has ended.
+    pub(super) async fn bring_inputs(
+        &self,
+        store: &Arc<Store>,
+        ctx: &StepContext,
+        input: &ExecutorInput,
+        boot: &mut Boot,
+    ) -> Result<(), RunnerError> {
+        if input.inputs.is_empty() {
+            return Ok(());
+        }
+        // Boxed, because most steps have none.
+        let bringing = Box::pin(async {
+            let source = ctx.archives.freeze(store).await.map_err(failed("freeze the source"))?;
+            for files in &input.inputs {
+                let copy = InputCopy::new(store).map_err(failed("make a directory for files of another step"))?;
+                let (source_path, target) = (c_path(&copy.files())?, c_path(Path::new(&*files.target))?);
+                let (_, copy) = self.read_input(store, &source, files, Some(copy)).await?;
+                boot.binds.push(Bind { source: source_path, target, writable: false });
+                boot.inputs.extend(copy);
+            }
+            Ok(())
+        });
+        tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => Err(ctx.interrupted()),
+            brought = bringing => brought,
+        }
+    }
+
+    pub(super) fn boxed_input_digest<'a>(
+        &'a self,
+        source: &'a RunSource,
+        input: &'a InputFiles,
+    ) -> BoxFuture<'a, Result<[u8; 32], RunnerError>> {
+        async move {
+            let store = self.store().map_err(failed("open the store"))?;
+            let InputFiles { snapshot, path, .. } = input;
+            let id = source.name(&store).await.map_err(failed("freeze the source"))?;
+            let known = store.digests().of_input(snapshot, &id, path).map_err(failed("read the store's index"))?;
+            if let Some(digest) = known {
+                return Ok(digest);
+            }
+            let frozen = source.freeze(&store).await.map_err(failed("freeze the source"))?;
+            let (digest, _) = self.read_input(&store, &frozen, input, None).await?;
+            if let Err(error) = store.digests().remember_input((snapshot, &frozen.id), path, &digest) {
+                tracing::debug!(%error, "failed to remember the digest of an input");
+            }
+            Ok(digest)
+        }
+        .boxed()
+    }
+
+    /// Reads an input, and writes it to `copy`, if there is one. Returns its digest.
+    async fn read_input(
+        &self,
+        store: &Arc<Store>,
+        source: &FrozenSource,
+        input: &InputFiles,
+        copy: Option<InputCopy>,
+    ) -> Result<([u8; 32], Option<InputCopy>), RunnerError> {
+        let doing = "read files of another step";
+        let failed = |error: io::Error| RunnerError::infrastructure(doing, error);
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+        // The thread owns the copy: it may still write after this future was dropped.
+        let receiving = blocking::run(doing, move || {
+            let received = receive(File::from(read), copy.as_ref());
+            Ok::<_, RunnerError>((received, copy))
+        });
+        let visiting = async {
+            let operation = VisitOperation::PackPlain { path: PathBuf::from(&*input.path) };
+            let streams = Streams { stdin: None, stdout: write, stderr: null.into(), terminal: false };
+            self.visit(Visit::new(&input.snapshot, source, operation), streams).await
+        };
+        let (visited, received) = tokio::join!(visiting, receiving);
+        let (received, copy) = received?;
+        match (visited, received) {
+            (Ok(0), Ok(digest)) => Ok((digest, copy)),
+            // If the copy cannot be written, the visitor loses its reader.
+            (_, Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                let within = copy.map_or_else(|| store.dir().into(), |copy| copy.files());
+                Err(RunnerError::infrastructure(
+                    format_args!("copy {} of step `{}`", input.path, input.step),
+                    StoreError::io("write", within, error),
+                ))
+            }
+            (Err(VisitError::Operation { source, .. }), _) if is_about_the_path(&source) => {
+                Err(RunnerError::unsupported(format!(
+                    "step `{}` has no file or directory {} ({source}), which `inputs` names: correct the path, or let the \
+                     step write it",
+                    input.step, input.path
+                )))
+            }
+            (Err(VisitError::Sandbox(error)), _) => Err(error),
+            (Err(error), _) => {
+                Err(RunnerError::infrastructure(format_args!("read {} of step `{}`", input.path, input.step), error))
+            }
+            (Ok(code), _) => Err(failed(io::Error::other(format!("reading ended with exit code {code}")))),
+        }
+    }
+}
+
+/// Receives a plain stream. Returns its digest.
+fn receive(stream: impl Read, copy: Option<&InputCopy>) -> io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(CONTEXT);
+    let mut stream = Hashing { stream, hasher };
+    if let Some(copy) = copy {
+        tree::copy_out(&mut stream, &copy.files())?;
+    }
+    // What follows the last entry is part of the digest, too.
+    io::copy(&mut stream, &mut io::sink())?;
+    Ok(*stream.hasher.finalize().as_bytes())
+}
+
+/// A stream whose bytes are hashed as they are read.
+struct Hashing<R> {
+    stream: R,
+    hasher: blake3::Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.stream.read(buffer)?;
+        self.hasher.update(&buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// Returns whether an error is caused by the path rather than by the machine.
+fn is_about_the_path(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw_os_error);
+    // The visitor may read all that the step could. It may not enter the roots of other processes.
+    matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP | Errno::ACCESS))
+}
