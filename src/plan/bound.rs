@@ -162,6 +162,17 @@ pub struct BoundService {
     pub source: ServiceSource,
 }
 
+impl BoundService {
+    /// Returns the step whose snapshot it boots from, if it does.
+    #[must_use]
+    pub fn seed(&self) -> Option<StepIndex> {
+        match self.source {
+            ServiceSource::Step(seed) => Some(seed),
+            ServiceSource::Image(_) => None,
+        }
+    }
+}
+
 /// The source of a service's filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -20,7 +20,7 @@ use crate::{
         ArchiveId, ArtifactRef, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, StepUsage,
     },
     outcome::BuildOutcome,
-    plan::{BoundPlan, PlannedInput, ServiceSource, SnapshotUse},
+    plan::{BoundPlan, BoundService, PlannedInput, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, InputFiles, RunnerIndex},
 };
 
@@ -182,13 +182,8 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Returns the snapshots that the services of a step boot from.
     fn service_snapshots(&self, step: StepIndex) -> BTreeMap<Arc<str>, SnapshotRef> {
-        let snapshots = self.plan.services(step).iter().filter_map(|service| match service.source {
-            ServiceSource::Step(seed) => {
-                Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()))
-            }
-            _ => None,
-        });
-        snapshots.collect()
+        let of = |seed: StepIndex| Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()));
+        self.plan.services(step).iter().filter_map(BoundService::seed).filter_map(of).collect()
     }
 
     /// Returns the files of other steps that a step gets. Those steps have ended.

@@ -11,7 +11,7 @@ use super::SetupError;
 use crate::tree::{IdMap, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 13;
+pub(crate) const SPEC_VERSION: u32 = 14;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
