@@ -363,7 +363,7 @@ pub enum ProblemKind {
         /// The most similar known name.
         nearest: Option<Arc<str>>,
         /// Every known name.
-        known: Vec<Arc<str>>,
+        known: Arc<[Arc<str>]>,
     },
     /// A service boots from a step that the pipeline does not have.
     #[error(
@@ -388,6 +388,12 @@ pub enum ProblemKind {
         service: String,
         /// The key of the step that it boots from.
         step: String,
+    },
+    /// Services boot from more steps than are followed.
+    #[error("services boot from more than {limit} steps of the pipeline: let some share a step, or use images")]
+    TooManyServiceSteps {
+        /// The maximum.
+        limit: usize,
     },
     /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]

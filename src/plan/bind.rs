@@ -166,7 +166,8 @@ impl<'a> Binder<'a> {
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
         let step = own.as_ref().unwrap_or(step);
-        let expanded = step.runner_args.as_ref().and_then(|args| self.services.expand(args));
+        let args = step.runner_args.as_ref().filter(|_| descriptor.capabilities.services);
+        let expanded = args.and_then(|args| self.services.expand(args));
         let expanded = expanded.map(|Expanded { args, problems }| {
             for problem in problems {
                 self.problems.add(place(), set_in_table(problem, &found));

@@ -18,10 +18,18 @@ use crate::{
 /// The name of the argument.
 const SERVICES: &str = "services";
 
+/// The most steps that services of a plan boot from: for each, the steps after it are found.
+const MAX_SEEDS: usize = 256;
+
+/// The most keys that an unknown one is compared with.
+const MAX_COMPARED: usize = 1000;
+
 /// The services that are bound so far.
 pub(super) struct StepServices<'a> {
     plan: &'a Plan,
     options: &'a BindOptions,
+    /// The names of the options' services, for messages.
+    known: Arc<[Arc<str>]>,
     bound: BTreeMap<StepIndex, Vec<BoundService>>,
     used_images: BTreeSet<&'a str>,
     /// The steps by key, once a service boots from one.
@@ -49,6 +57,7 @@ impl<'a> StepServices<'a> {
         Self {
             plan,
             options,
+            known: options.services.keys().map(|name| name.as_str().into()).collect(),
             bound: BTreeMap::new(),
             used_images: BTreeSet::new(),
             by_key: None,
@@ -65,6 +74,13 @@ impl<'a> StepServices<'a> {
             Value::Object(defined) => defined.clone(),
             _ => return None,
         };
+        for (name, definition) in defined.iter().filter(|(_, definition)| !definition.is_object()) {
+            problems.push(ProblemKind::StepArg {
+                path: format!("runner_args.{SERVICES}.{name}"),
+                expected: "an object",
+                found: definition.to_string(),
+            });
+        }
         for image in defined.values_mut().filter_map(|service| service.get_mut("image")) {
             if let Some((from, to)) = image.as_str().and_then(|image| self.options.images.get_key_value(image)) {
                 self.used_images.insert(from);
@@ -80,15 +96,13 @@ impl<'a> StepServices<'a> {
     }
 
     fn defined(&self, names: &[Value], problems: &mut Vec<ProblemKind>) -> Map<String, Value> {
-        let known = &self.options.services;
         let mut services = Map::new();
         for name in names {
-            match name.as_str().map(|name| (name, known.get(name))) {
+            match name.as_str().map(|name| (name, self.options.services.get(name))) {
                 Some((name, Some(definition))) => drop(services.insert(name.to_owned(), definition.clone())),
                 Some((name, None)) => {
-                    let names: Vec<Arc<str>> = known.keys().map(|name| name.as_str().into()).collect();
-                    let nearest = nearest(name, &names);
-                    problems.push(ProblemKind::UnknownService { name: name.to_owned(), nearest, known: names });
+                    let (nearest, known) = (nearest(name, &self.known), Arc::clone(&self.known));
+                    problems.push(ProblemKind::UnknownService { name: name.to_owned(), nearest, known });
                 }
                 None => problems.push(ProblemKind::StepArg {
                     path: format!("runner_args.{SERVICES}"),
@@ -119,10 +133,13 @@ impl<'a> StepServices<'a> {
             .get_or_insert_with(|| nodes.iter().map(|node| &*node.step.key).zip((0..).map(StepIndex)).collect());
         let (service, dag) = (service.to_owned(), self.plan.dag());
         let Some(&seed) = by_key.get(step) else {
-            let known: Vec<Arc<str>> = by_key.keys().map(|key| (*key).into()).collect();
+            let known: Vec<Arc<str>> = nodes.iter().take(MAX_COMPARED).map(|node| Arc::clone(&node.step.key)).collect();
             let nearest = nearest(step, &known);
             return Err(ProblemKind::UnknownServiceStep { service, step: step.to_owned(), nearest });
         };
+        if self.after.len() >= MAX_SEEDS && !self.after.contains_key(&seed) {
+            return Err(ProblemKind::TooManyServiceSteps { limit: MAX_SEEDS });
+        }
         let after = self.after.entry(seed).or_insert_with(|| {
             let mut after = vec![false; dag.len()];
             for &step in dag.order() {

@@ -182,7 +182,7 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Returns the snapshots that the services of a step boot from.
     fn service_snapshots(&self, step: StepIndex) -> BTreeMap<Arc<str>, SnapshotRef> {
-        let of = |seed: StepIndex| Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()));
+        let of = |seed| Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()));
         self.plan.services(step).iter().filter_map(BoundService::seed).filter_map(of).collect()
     }
 

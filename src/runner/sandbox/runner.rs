@@ -328,7 +328,10 @@ impl SandboxRunner {
             let started = MemoryWatch::start();
             let Served { ended, all_dead, hint } = match limits.services.is_empty() {
                 true => Served::alone(attempt::run(&zygote, &spec, namespace, control, &output).await),
-                false => Box::pin(services::run(self, &context, (&limits, ctx, &input), (&spec, namespace))).await,
+                false => {
+                    Box::pin(services::run(self, &context, ((&limits, &limited), ctx, &input), (&spec, namespace)))
+                        .await
+                }
             };
             let hint = hint.or(own_network::end(network.filter(|_| all_dead), &limits).await);
             let (ended, usage) = match ended {

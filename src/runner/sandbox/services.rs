@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::{
     attempt::{self, Control, OutputSink, Supervised},
     boot::{Boot, BootContext, failed},
+    cgroup::Limited,
     jail::{End, JailSpec, Root, SecretFile},
     own_network::StepNamespace,
     runner::{SandboxRunner, c_string, environment},
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     image::stored::program_of,
-    model::{SnapshotRef, StdStream},
+    model::{SnapshotRef, StdStream, StepUsage},
     network::resolver_config,
     runner::{
         ExecutorInput, Limits, RunnerError, ServiceArg, ServiceBase, StepContext,
@@ -23,6 +24,7 @@ use crate::{
         },
     },
     store::Base,
+    sync::Mutex,
 };
 
 /// The end of a step and of the services beside it.
@@ -68,11 +70,11 @@ impl OutputSink for ServiceOutput<'_> {
 pub(super) async fn run(
     runner: &SandboxRunner,
     context: &BootContext<'_>,
-    (limits, ctx, input): (&Limits, &StepContext, &ExecutorInput),
+    (limits, ctx, input): ((&Limits, &Limited), &StepContext, &ExecutorInput),
     (spec, namespace): (&JailSpec, StepNamespace<'_>),
 ) -> Served {
     let starting =
-        limits.services.iter().map(|(name, arg)| service(runner, context, (ctx, input), (name, arg, limits)));
+        limits.0.services.iter().map(|(name, arg)| service(runner, context, (ctx, input), (name, arg, limits)));
     let started = tokio::select! {
         biased;
         () = ctx.cancel.cancelled() => return Served::early(End::Interrupted, true),
@@ -95,7 +97,7 @@ async fn service<'a>(
     runner: &SandboxRunner,
     context: &BootContext<'_>,
     (ctx, input): (&StepContext, &ExecutorInput),
-    (name, arg, limits): (&'a str, &'a ServiceArg, &Limits),
+    (name, arg, (limits, limited)): (&'a str, &'a ServiceArg, (&Limits, &Limited)),
 ) -> Result<Service<'a>, RunnerError> {
     // The step's cache directories are its own.
     let context = runner.boot_context(context.store, context.zygote);
@@ -140,6 +142,11 @@ async fn service<'a>(
     let spec = JailSpec {
         binds: boot.binds.clone(),
         resolver: Some(resolver_config()),
+        // The step's: it must not see or forge what the step sends.
+        shares_network: true,
+        cgroups: limited.procs(),
+        group_views: limited.views(),
+        memory_bytes: limits.memory.map(|memory| memory.bytes),
         own_names: limits.services.keys().cloned().collect(),
         secrets: arg.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         workdir: c_string("a service's work directory", workdir)?,
@@ -166,6 +173,7 @@ async fn run_with(
     (spec, namespace): (&JailSpec, StepNamespace<'_>),
 ) -> Served {
     let output = &StepOutput { bus: &ctx.event_bus, step_id };
+    let used = &Mutex::new((0_u64, 0_u64));
     let attempts = Attempts::new(&ctx.cancel);
     let stop = attempts.stop.clone();
     let outputs: Vec<_> = services
@@ -176,6 +184,10 @@ async fn run_with(
         let control = Control { cancel: &stop, grace: grace(ctx.grace) };
         let attempt = async move {
             let ended = attempt::run(context.zygote, &service.spec, namespace, control, output).await?;
+            if let Some(usage) = ended.usage {
+                let mut used = used.lock();
+                *used = (used.0.saturating_add(usage.peak_memory_bytes), used.1.saturating_add(usage.cpu_ms));
+            }
             Ok(match ended.end {
                 End::Exited { code } => ServiceEnd::Exited(code),
                 _ => ServiceEnd::Killed,
@@ -192,11 +204,18 @@ async fn run_with(
     let all_dead = done.all_ended && done.step.as_ref().is_none_or(Result::is_ok);
     match (done.step, done.failure) {
         // It ended by itself, perhaps at the same moment as a service.
-        (Some(ended), _) if !was_ended(&ended) => Served { ended, all_dead, hint: None },
+        (Some(ended), _) if !was_ended(&ended) => {
+            let (memory, cpu) = *used.lock();
+            let both = |own: StepUsage| {
+                StepUsage::new(own.peak_memory_bytes.saturating_add(memory), own.cpu_ms.saturating_add(cpu))
+            };
+            let ended = ended.map(|ended| Supervised { usage: ended.usage.map(both), ..ended });
+            Served { ended, all_dead, hint: None }
+        }
         _ if ctx.cancel.is_cancelled() => Served::early(End::Interrupted, all_dead),
         (_, Some(ServiceFailure::Broken(error))) => Served { ended: Err(error), all_dead, hint: None },
         (_, Some(ServiceFailure::Failed(report))) => {
-            output.output(StdStream::Stderr, report.text().as_bytes()).await;
+            ctx.event_bus.lines_beside(step_id, StdStream::Stderr, report.text().as_bytes());
             let early = Served::early(End::Exited { code: FAILED }, all_dead);
             Served { hint: Some(report.line()), ..early }
         }

@@ -1,9 +1,6 @@
 //! The order in which services and their step start and end.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
@@ -119,19 +116,24 @@ pub(in crate::runner) async fn beside<T, F: Future<Output = T>>(
             Err(error) => ServiceFailure::Broken(error),
         }
     };
-    let started = Instant::now();
+    // All at once: each has its own time, and only the time during which this process runs counts.
+    let readiness = outputs.into_iter().map(|(output, limit)| async move {
+        (output, limit, awake::timeout(limit, Box::pin(output.ready())).await.is_some())
+    });
+    let mut readiness: FuturesUnordered<_> = readiness.collect();
     let mut failure = None;
-    for (output, limit) in outputs {
-        let mut late = std::pin::pin!(awake::sleep(limit.saturating_sub(started.elapsed())));
+    while failure.is_none() {
         tokio::select! {
             biased;
             () = cancel.cancelled() => failure = Some(ServiceFailure::Cancelled),
             Some(service) = running.next() => failure = Some(ended(service)),
-            () = output.ready() => {}
-            () = &mut late => failure = Some(ServiceFailure::Failed(ServiceReport::late(output, limit))),
-        }
-        if failure.is_some() {
-            break;
+            next = readiness.next() => match next {
+                None => break,
+                Some((_, _, true)) => {}
+                Some((output, limit, false)) => {
+                    failure = Some(ServiceFailure::Failed(ServiceReport::late(output, limit)));
+                }
+            },
         }
     }
     let mut result = None;

@@ -193,7 +193,7 @@ impl Lines<'_> {
         if *self.recorded > MAX_LOG_BYTES {
             return;
         }
-        *self.recorded += line.len() + 1;
+        *self.recorded += self.name.len() + line.len() + "[] \n".len();
         if *self.recorded > MAX_LOG_BYTES {
             let limit = MAX_LOG_BYTES >> 20;
             self.push(format!("(more than {limit} MiB: the rest of its output is not recorded)").as_bytes());

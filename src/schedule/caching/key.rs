@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::{
     cache::{BasePart, CacheKey, Cacheable, KeyParts, ProjectId},
     model::StepIndex,
@@ -31,11 +33,13 @@ pub(super) fn args_in_keys(plan: &BoundPlan, step: StepIndex, services: &Service
     if services.is_empty() {
         return schema.in_keys(args);
     }
-    let mut args = args.cloned().unwrap_or_default();
-    for (name, id) in services {
-        args["services"][&**name]["boots from"] = (**id).into();
-    }
-    schema.in_keys(Some(&args))
+    let mut args = match args {
+        Some(Value::Object(args)) => args.clone(),
+        _ => Map::new(),
+    };
+    let ids: Map<_, _> = services.iter().map(|(name, id)| (name.to_string(), Value::from(&**id))).collect();
+    args.insert("services boot from".to_owned(), Value::Object(ids));
+    schema.in_keys(Some(&Value::Object(args)))
 }
 
 /// Returns whether `step` is looked up in a cache, if there is one.
@@ -81,7 +85,7 @@ mod tests {
         };
         assert_eq!(of(&[]), "", "a step without services has the key that it always had");
         let one = of(&[("db", "sha256:1")]);
-        assert_eq!(one, r#"{"services":{"db":{"boots from":"sha256:1"}}}"#);
+        assert_eq!(one, r#"{"services boot from":{"db":"sha256:1"}}"#);
         assert_ne!(of(&[("db", "sha256:2")]), one);
         assert_ne!(of(&[("dc", "sha256:1")]), one);
     }

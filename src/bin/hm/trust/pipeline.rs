@@ -9,7 +9,7 @@ use hm_exec::{
     Plan,
     image::image_path,
     plan::{BindOptions, DEFAULT_IMAGE},
-    runner::{CacheArg, CacheScope, Network, ServiceArg, ServiceBase},
+    runner::{CacheArg, CacheScope, Network},
 };
 use serde_json::Value;
 
@@ -90,14 +90,15 @@ pub(crate) fn of_step_arg(name: &str, value: &Value, project: Option<&Path>) -> 
             let effect = "its steps write to these directories, which steps of your other projects use";
             (!names.is_empty()).then(|| (names.join(", "), effect))
         }
-        ("services", value) => {
-            // Names stand for services of hm.toml, which are examined there.
-            let services: BTreeMap<String, ServiceArg> = serde_json::from_value(value.clone()).unwrap_or_default();
-            let images = services.values().filter_map(|service| match &service.base {
-                ServiceBase::Image(image) => of_image(image, project),
+        // Every image, in any form that a runner might read: one service that is wrong hides no other one.
+        ("services", Value::Object(services)) => {
+            let images = services.values().filter_map(|service| match service {
+                Value::Object(service) => service.get("image")?.as_str(),
+                Value::Array(fields) => fields.first()?.as_str(),
                 _ => None,
             });
-            let (places, effects): (BTreeSet<String>, Vec<&str>) = images.unzip();
+            let (places, effects): (BTreeSet<String>, Vec<&str>) =
+                images.filter_map(|image| of_image(image, project)).unzip();
             let places: Vec<String> = places.into_iter().collect();
             effects.first().map(|effect| (places.join(", "), *effect))
         }
@@ -198,6 +199,11 @@ mod tests {
             (r#"{"caches":{"k":{"path":"/x","scope":{"user":null}}}}"#, r#"caches = "k""#),
             (r#"{"caches":{"k":["/x","user"]}}"#, r#"caches = "k""#),
             (r#"{"services":{"s":{"image":"rootfs:/srv/x","cmd":"a"}}}"#, r#"services = "rootfs:/srv/x""#),
+            (
+                r#"{"services":{"a":{"image":"host"},"b":{"image":"rootfs:/srv/x","cmd":"a"}}}"#,
+                r#"services = "rootfs:/srv/x""#,
+            ),
+            (r#"{"services":{"s":["rootfs:/srv/x"]}}"#, r#"services = "rootfs:/srv/x""#),
             (
                 r#"{"services":{"s":{"image":"oci:/b:1"},"t":{"image":"oci:/a:1"},"u":{"step":"x"}}}"#,
                 r#"services = "oci:/a, oci:/b""#,
