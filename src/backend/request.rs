@@ -117,6 +117,9 @@ pub struct RunOptions {
     /// Keep the filesystem of every step after the build ends, for inspection: also those of passed steps,
     /// and those that no other step needs.
     pub keep: bool,
+    /// Record what steps read, on runners that can: [`cache::trace_of`](crate::cache::trace_of) returns it
+    /// later.
+    pub trace_inputs: bool,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
     /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others

@@ -1,6 +1,7 @@
 //! The cache of one build: lookups, publishing, and the record of the run at its end.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     pin::{Pin, pin},
     sync::Arc,
@@ -10,9 +11,10 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    CacheKey, ProjectId,
+    CacheKey, Difference, ProjectId,
     flight::{Entered, Flight, Flights},
     parts::{self, KeyRecord},
+    prediction::differences_from_last,
 };
 use crate::{
     awake, blocking,
@@ -141,12 +143,27 @@ impl Cache {
     /// Opens the store for a build, and records its run. If that fails, every lookup reports the failure.
     /// Blocks for about a millisecond.
     pub(crate) fn open(&self, build: BuildFacts) -> BuildCache {
+        self.open_with(build, |store, build| {
+            let BuildFacts { run, source_dir, pipeline, started_at_ms, .. } = build;
+            store.runs().begin(&NewRun { id: *run, source_dir, pipeline, started_at: *started_at_ms })
+        })
+    }
+
+    /// Opens the store for lookups of a build that does not start, so it is not recorded.
+    pub(crate) fn open_to_predict(&self, build: BuildFacts) -> BuildCache {
+        self.open_with(build, |_, _| Ok(()))
+    }
+
+    fn open_with(
+        &self,
+        build: BuildFacts,
+        begin: impl FnOnce(&Store, &BuildFacts) -> Result<(), StoreError>,
+    ) -> BuildCache {
         let open = || {
             let store = self.store.get()?;
             // Before anything is looked up.
             let lease = store.lease()?;
-            let BuildFacts { run, source_dir, pipeline, started_at_ms, .. } = &build;
-            store.runs().begin(&NewRun { id: *run, source_dir, pipeline, started_at: *started_at_ms })?;
+            begin(&store, &build)?;
             Ok((store, lease))
         };
         let store = open().map_err(|error: StoreError| {
@@ -253,6 +270,23 @@ impl BuildCache {
             flight.land(found.clone());
         }
         Ok(found)
+    }
+
+    /// Returns how steps that are not found differ from the last runs that looked them up, by key. What
+    /// cannot be read explains nothing.
+    pub(crate) async fn differences(&self, records: Vec<KeyRecord>) -> BTreeMap<String, Vec<Difference>> {
+        let Ok((store, _)) = &self.store else { return BTreeMap::new() };
+        let store = Arc::clone(store);
+        let BuildFacts { source_dir, pipeline, source_times, .. } = &self.build;
+        let (source_dir, pipeline, times) = (source_dir.clone(), pipeline.clone(), *source_times);
+        let project = self.project.clone();
+        let compared = on_thread("compare cache keys", move || {
+            differences_from_last(&store, (&source_dir, &pipeline), (&project, times), &records)
+        });
+        compared.await.unwrap_or_else(|message| {
+            tracing::warn!("earlier runs cannot be compared: {message}");
+            BTreeMap::new()
+        })
     }
 
     /// Returns the project that the results belong to.

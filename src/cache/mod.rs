@@ -11,11 +11,14 @@ mod flight;
 mod key;
 mod parts;
 mod policy;
+mod prediction;
 mod project;
 mod shared;
 mod step_inputs;
+mod traces;
 mod why;
 
+pub use crate::jail::trace::{Kinds, Reason, Trace, TraceError};
 pub(crate) use build::is_young;
 pub(crate) use build::{
     BuildCache, BuildEnd, BuildFacts, Cache, Found, Intact, Lookup, LookupOutcome, LookupRequest, Passed,
@@ -26,7 +29,12 @@ pub use key::{BasePart, CacheKey, KeyParts};
 pub use parts::CacheVerdict;
 pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
+pub use prediction::Prediction;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub(crate) use step_inputs::{StepInputPart, StepInputs};
+pub(crate) use traces::DIR as TRACES;
+#[cfg(feature = "sandbox")]
+pub(crate) use traces::path as trace_path;
+pub use traces::{CheckedInputs, StepTrace, check_inputs, declared_inputs, trace_of};
 pub use why::{Explanation, WhyError, explain, key_of};

@@ -115,44 +115,10 @@ fn path(run_dir: &Path) -> PathBuf {
 pub(super) fn write(
     run_dir: &Path,
     secret: &[u8; 32],
-    (project, source_times): (&str, SourceTimes),
+    origin: (&str, SourceTimes),
     records: &[KeyRecord],
 ) -> io::Result<()> {
-    let hide = |text: &str| {
-        let mut hidden = Hidden::default();
-        hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
-        hidden
-    };
-    let mut parts = RunParts { project: project.to_owned(), source_times, ..RunParts::default() };
-    let mut last_env: Option<&Arc<Env>> = None;
-    for record in records {
-        let KeyRecord { step, env, base, key, runner, runner_version, mode, .. } = record;
-        let KeyRecord { runner_args, inputs, step_inputs, verdict, .. } = record;
-        if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
-            // The name is part of the hash, so that equal values of two variables have different hashes.
-            let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
-            parts.envs.push(hidden.collect());
-            last_env = Some(env);
-        }
-        let own = StepParts {
-            key: key.0,
-            verdict: verdict.clone(),
-            dsl_key: step.cache.as_ref().and_then(|cache| cache.key.as_deref()).unwrap_or_default().to_owned(),
-            base: base.clone(),
-            command: hide(&step.cmd),
-            env: u32::try_from(parts.envs.len() - 1).unwrap_or(u32::MAX),
-            runner: runner.to_string(),
-            runner_version: *runner_version,
-            platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
-            mode: mode.to_string(),
-            runner_args: hide(runner_args),
-            inputs: *inputs,
-        };
-        parts.steps.insert(step.key.to_string(), own);
-        if let Some(inputs) = step_inputs {
-            parts.step_inputs.insert(step.key.to_string(), inputs.parts().to_vec());
-        }
-    }
+    let parts = RunParts::of(secret, origin, records);
     let mut bytes = HEADER.to_vec();
     bytes.extend(postcard::to_stdvec(&parts).map_err(io::Error::other)?);
     bytes.extend(postcard::to_stdvec(&parts.step_inputs).map_err(io::Error::other)?);
@@ -161,6 +127,46 @@ pub(super) fn write(
 }
 
 impl RunParts {
+    /// Returns the parts of a run's steps. Texts are hidden by a hash keyed with `secret`.
+    pub(super) fn of(secret: &[u8; 32], (project, source_times): (&str, SourceTimes), records: &[KeyRecord]) -> Self {
+        let hide = |text: &str| {
+            let mut hidden = Hidden::default();
+            hidden.copy_from_slice(&blake3::keyed_hash(secret, text.as_bytes()).as_bytes()[..size_of::<Hidden>()]);
+            hidden
+        };
+        let mut parts = Self { project: project.to_owned(), source_times, ..Self::default() };
+        let mut last_env: Option<&Arc<Env>> = None;
+        for record in records {
+            let KeyRecord { step, env, base, key, runner, runner_version, mode, .. } = record;
+            let KeyRecord { runner_args, inputs, step_inputs, verdict, .. } = record;
+            if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
+                // The name is part of the hash, so that equal values of two variables have different hashes.
+                let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
+                parts.envs.push(hidden.collect());
+                last_env = Some(env);
+            }
+            let own = StepParts {
+                key: key.0,
+                verdict: verdict.clone(),
+                dsl_key: step.cache.as_ref().and_then(|cache| cache.key.as_deref()).unwrap_or_default().to_owned(),
+                base: base.clone(),
+                command: hide(&step.cmd),
+                env: u32::try_from(parts.envs.len() - 1).unwrap_or(u32::MAX),
+                runner: runner.to_string(),
+                runner_version: *runner_version,
+                platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
+                mode: mode.to_string(),
+                runner_args: hide(runner_args),
+                inputs: *inputs,
+            };
+            parts.steps.insert(step.key.to_string(), own);
+            if let Some(inputs) = step_inputs {
+                parts.step_inputs.insert(step.key.to_string(), inputs.parts().to_vec());
+            }
+        }
+        parts
+    }
+
     /// Reads the file of a run. Returns `None` if there is none, for instance because no step was cached.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Deref,
+    path::Path,
     sync::Arc,
 };
 
@@ -15,12 +16,13 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{BuildCache, BuildFacts, ProjectId},
+    cache::{self, BuildCache, BuildFacts, Cache, Prediction, ProjectId},
     event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    jail,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
     runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
-    schedule::{self, Build, MemoryRules},
+    schedule::{self, Build, CachingScope, MemoryRules},
     source::RunSource,
 };
 
@@ -86,7 +88,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             build: BuildRef { run_id, number: None, org: None, pipeline: self.request.pipeline_slug.clone() },
             started_at: self.request.started_at.unwrap_or_else(Utc::now),
         };
-        let cache = self.open_cache(&identity).await?;
+        let cache = self.with_cache(&identity, Cache::open).await?;
         let created = self.create_journal(&identity);
         if created.is_err()
             && let Some(cache) = &cache
@@ -95,17 +97,14 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         }
         let (events, bus, stream) = created?;
 
+        let archives = Arc::new(self.source(run_id));
+        let traces = self.traces_dir(run_id);
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
-        let source = RunSource::new(ArchiveId(run_id), request.repo_root.clone());
-        let mut source = source.times(request.options.source_times).frozen_early(request.early_freeze.clone());
-        if let Some(cache) = &engine.cache {
-            source = source.store(cache.store().clone());
-        }
-        let archives = Arc::new(source);
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
+        context.traces = traces;
         if !request.options.no_caches {
             let project = request.project.clone();
             let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
@@ -146,10 +145,51 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         Ok(BackendHandle::of_journal(stream, cancel, outcome))
     }
 
+    /// Predicts for each step, by index, whether it would run or be found in the engine's cache. Runs and
+    /// records nothing. A remote cache is not asked, and layers are not checked.
+    ///
+    /// # Errors
+    /// Returns an error if the thread that opens the store panics. What cannot be read is a reason for steps
+    /// to run.
+    pub async fn predict(&self) -> Result<Vec<Prediction>, BackendError> {
+        let Self { engine, request, plan } = self;
+        let identity = RunIdentity {
+            build: BuildRef {
+                run_id: Uuid::new_v4(),
+                number: None,
+                org: None,
+                pipeline: request.pipeline_slug.clone(),
+            },
+            started_at: Utc::now(),
+        };
+        let cache = self.with_cache(&identity, |cache, facts| cache.open_to_predict(facts)).await?;
+        let source = self.source(identity.build.run_id);
+        let scope = CachingScope {
+            plan,
+            cache: cache.as_ref(),
+            remote: None,
+            archives: &source,
+            probe_limit: engine.probe_limit,
+        };
+        Ok(schedule::predict(&*engine.runners, scope).await)
+    }
+
+    /// Returns the source of a run, which is not frozen yet unless that began before.
+    fn source(&self, run: Uuid) -> RunSource {
+        let Self { engine, request, .. } = self;
+        let source = RunSource::new(ArchiveId(run), request.repo_root.clone());
+        let source = source.times(request.options.source_times).frozen_early(request.early_freeze.clone());
+        match &engine.cache {
+            Some(cache) => source.store(cache.store().clone()),
+            None => source,
+        }
+    }
+
     /// Checks whether the runners that the plan uses can work here. Skips and returns the runners whose every
     /// step may be in the cache.
     async fn probe(&self) -> Result<Vec<RunnerIndex>, BackendError> {
         let Self { engine, plan, .. } = self;
+        self.check_tracing()?;
         let is_sure_to_run = |step: StepIndex| {
             engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
         };
@@ -183,8 +223,33 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         Ok(unprobed)
     }
 
+    /// Checks whether steps can be traced here, if the request asks for that.
+    fn check_tracing(&self) -> Result<(), BackendError> {
+        let mut runners =
+            self.plan.dag.steps().map(|step| &self.plan.runners[usize::from(self.plan.step(step).runner.0)]);
+        let Some(tracing) = runners.find(|runner| runner.capabilities.traces) else { return Ok(()) };
+        if !self.request.options.trace_inputs {
+            return Ok(());
+        }
+        jail::trace::check_support().map_err(|why| BackendError::Unusable {
+            runner: tracing.name.to_string(),
+            reason: format!("what steps read cannot be recorded here: {why}"),
+            hint: "run without `--check-inputs`".into(),
+        })
+    }
+
+    /// Returns where traces of steps go, if the request asks for them and the run's directory is kept.
+    fn traces_dir(&self, run_id: Uuid) -> Option<Arc<Path>> {
+        let runs = self.engine.runs_dir.as_ref().filter(|_| self.request.options.trace_inputs)?;
+        Some(runs.join(run_id.to_string()).join(cache::TRACES).into())
+    }
+
     /// Opens the engine's cache for this build, if it has one.
-    async fn open_cache(&self, identity: &RunIdentity) -> Result<Option<BuildCache>, BackendError> {
+    async fn with_cache(
+        &self,
+        identity: &RunIdentity,
+        open: impl FnOnce(&Cache, BuildFacts) -> BuildCache + Send + 'static,
+    ) -> Result<Option<BuildCache>, BackendError> {
         let Some(cache) = self.engine.cache.clone() else { return Ok(None) };
         let facts = BuildFacts {
             run: identity.build.run_id,
@@ -194,7 +259,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             source_times: self.request.options.source_times,
             started_at_ms: identity.started_at.timestamp_millis(),
         };
-        let opened = tokio::task::spawn_blocking(move || cache.open(facts)).await;
+        let opened = tokio::task::spawn_blocking(move || open(&cache, facts)).await;
         Ok(Some(opened.map_err(|error| BackendError::Other(error.into()))?))
     }
 

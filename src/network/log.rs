@@ -29,6 +29,9 @@ pub(crate) struct NetworkSummary {
     pub(crate) blocked: Option<Connection>,
     /// Whether a connection within the step's own network was refused.
     pub(crate) refused_within: bool,
+    /// Whether it is certain that no packet of the step left its network, so that nothing from outside can
+    /// have influenced it. Packets that the kernel sends by itself do not count: they are dropped.
+    pub(crate) is_unused: bool,
 }
 
 /// A log that is being written.
@@ -100,7 +103,7 @@ impl Recorder {
     pub(super) fn finish(&self) -> (NetworkSummary, u64) {
         let State { sums, blocked, refused, .. } = self.state.take();
         sums.values().for_each(|sum| (self.sink)(sum));
-        (NetworkSummary { blocked, refused_within: false }, refused)
+        (NetworkSummary { blocked, ..NetworkSummary::default() }, refused)
     }
 }
 

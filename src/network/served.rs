@@ -1,7 +1,7 @@
 //! A network namespace while a step is in it: packets, connections, and what is left at the end.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     io,
     os::fd::OwnedFd,
@@ -13,6 +13,7 @@ use std::{
 use futures_util::FutureExt as _;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::retry_on_intr,
     net::SocketFlags,
 };
 use tokio::{
@@ -72,7 +73,9 @@ impl Devices {
 /// Returns whether a device has a packet, or is broken.
 pub(super) fn has_packets(tun: &OwnedFd) -> io::Result<bool> {
     let mut ready = [PollFd::new(tun, PollFlags::IN)];
-    Ok(poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
+    // A signal with a handler interrupts even a poll that does not wait.
+    let ready = retry_on_intr(|| poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+    Ok(ready > 0)
 }
 
 /// What the tasks of a step share.
@@ -86,6 +89,8 @@ pub(super) struct Served {
     pub(super) waiting: RefCell<HashMap<u16, oneshot::Sender<TcpStream>>>,
     pub(super) sockets: udp::Sockets,
     pub(super) recorder: Recorder,
+    /// Whether the step sent something that is not for itself.
+    is_used: Cell<bool>,
     pub(super) pipes: Rc<Pipes>,
     pub(super) buffer: RefCell<Vec<u8>>,
 }
@@ -125,6 +130,9 @@ impl Served {
             };
             let frame = &mut buffer[..length];
             let verdict = self.nat.borrow_mut().handle(frame, Instant::now());
+            if matches!(verdict, Verdict::Connect(..) | Verdict::Send(_)) && tasks.is_some() {
+                self.is_used.set(true);
+            }
             match (verdict, tasks.as_deref_mut()) {
                 (Verdict::Forward, _) => self.write_frame(frame),
                 (Verdict::Answer(answer), _) => self.write_frame(&answer),
@@ -191,6 +199,7 @@ pub(super) async fn serve(
         waiting: RefCell::default(),
         sockets: udp::Sockets::default(),
         recorder: Recorder::new(sink),
+        is_used: Cell::new(false),
         pipes: Rc::clone(pipes),
         buffer: RefCell::default(),
     });
@@ -226,7 +235,7 @@ pub(super) async fn serve(
     served.wind_up(&mut buffer)?;
     let (summary, refused) = served.recorder.finish();
     let refused_within = before.zip(after).is_some_and(|(before, after)| after.has_refused_within(before, refused));
-    Ok(NetworkSummary { refused_within, ..summary })
+    Ok(NetworkSummary { refused_within, is_unused: !served.is_used.get(), ..summary })
 }
 
 /// Logs the panic of a task. Its connection is reset, and the step goes on.

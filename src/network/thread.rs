@@ -109,7 +109,7 @@ impl Shared {
         let after = self.counters.read();
         let refused_within = slot.before.zip(after).is_some_and(|(before, after)| after.has_refused_within(before, 0));
         slot.before = after;
-        Ok(Some(NetworkSummary { refused_within, ..NetworkSummary::default() }))
+        Ok(Some(NetworkSummary { refused_within, is_unused: true, ..NetworkSummary::default() }))
     }
 
     /// Takes the step that waits, and the counters from before it. Without one, drops the packets that came:
@@ -216,7 +216,7 @@ async fn serve_steps(Adopted { shared, listeners, mut calls }: Adopted, pipes: R
         tokio::select! {
             called = calls.recv() => if called.is_none() { return Ok(()) },
             ready = devices.tun.readable() => drop(ready?),
-            // Of the namespace itself: what comes from outside begins with a packet.
+            // It is the namespace's own: what comes from outside begins with a packet.
             socket = accept(&devices.listeners) => {
                 reset(&socket);
                 continue;

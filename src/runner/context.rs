@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -49,6 +50,8 @@ pub struct StepContext {
     /// Whose cache directories the step gets. If it is `None`, its cache directories are empty and are not
     /// kept.
     pub cache_owner: Option<Arc<CacheOwner>>,
+    /// Where runners that can trace keep the traces of steps; `None` if steps are not to be traced.
+    pub traces: Option<Arc<Path>>,
     reasons: Reasons,
     at_end: AtEnd,
 }
@@ -135,6 +138,7 @@ impl StepContext {
             keep: false,
             snapshot_travels: true,
             cache_owner: None,
+            traces: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -154,6 +158,7 @@ impl StepContext {
             keep: self.keep,
             snapshot_travels,
             cache_owner: self.cache_owner.clone(),
+            traces: self.traces.clone(),
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }

@@ -54,6 +54,8 @@ pub struct RunnerCapabilities {
     pub services: bool,
     /// Shows files of other steps to a step, read-only: [`ExecutorInput::inputs`](super::ExecutorInput).
     pub inputs: bool,
+    /// Records what steps read, if the run asks for it: [`StepContext::traces`](super::StepContext::traces).
+    pub traces: bool,
     /// The images that a root step may name.
     pub images: ImageSupport,
 }

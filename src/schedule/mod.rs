@@ -17,7 +17,7 @@ mod policy;
 mod progress;
 mod ranks;
 
-pub(crate) use caching::is_cached;
+pub(crate) use caching::{CachingScope, is_cached, predict};
 pub use critical_path::priorities;
 pub(crate) use dispatcher::{Build, run};
 pub use policy::{Answer, AttemptEnd, MemoryRules, Placement, Policy, Rules, Start, StopReason};

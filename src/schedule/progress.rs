@@ -153,8 +153,7 @@ impl<'plan> BuildProgress<'plan> {
         self.events.dir()
     }
 
-    /// Returns the runner's input for an attempt of `step`. Copies no text except for the tag of a new
-    /// snapshot.
+    /// Returns the runner's input for an attempt of `step`. Copies no text but the tag of a new snapshot.
     pub(super) fn input(&self, step: StepIndex, snapshot: SnapshotUse) -> ExecutorInput {
         let bound = &self.plan.steps[step.get()];
         let step_id = step_id(self.run_id, step);

@@ -40,7 +40,7 @@ pub(super) fn has_ended(job: &Job) -> bool {
     )
 }
 
-/// Returns whether a job has failed and the service may run it again. It does not tell how often it does that.
+/// Returns whether a job has failed and the service may run it again, which it does not tell in advance.
 pub(super) fn may_be_retried(job: &Job) -> bool {
     let has_failed = matches!(job.state, JobState::Failed | JobState::TimedOut);
     has_failed && !job.soft_failed && has_retries(job)

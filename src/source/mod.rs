@@ -17,6 +17,7 @@ mod manifest;
 mod path_digests;
 mod read;
 mod run_source;
+mod scan;
 mod shown_times;
 mod stat_cache;
 mod tar;
@@ -37,8 +38,9 @@ pub use frozen::FrozenSource;
 pub(crate) use frozen::largest_files;
 pub(crate) use import::{has_manifest, import_manifest, manifest_bytes};
 pub(crate) use manifest::{EntryKind, Manifest};
-pub(crate) use path_digests::path_digests;
+pub(crate) use path_digests::{path_digests, path_matches};
 pub use run_source::RunSource;
+pub use scan::SourceScan;
 pub(crate) use tar::source_tar;
 pub use times::SourceTimes;
 

@@ -79,6 +79,25 @@ fn pipelines_manifest(store: &Store, checkout: &Path) -> Result<Manifest, StoreE
     Ok(manifest)
 }
 
+/// Returns whether a path of a source is among those that a pattern of `on_change` matches: by its own name,
+/// or because it lies in a directory that the pattern matches.
+pub(crate) fn path_matches(pattern: &str, path: &[u8]) -> bool {
+    fn below(names: &[&str], path: &[&[u8]]) -> bool {
+        match names.split_first() {
+            // A directory counts with its contents.
+            None => true,
+            Some((&"**", names)) => (0..=path.len()).any(|skipped| below(names, &path[skipped..])),
+            Some((name, names)) => path.split_first().is_some_and(|(first, path)| {
+                let pattern: Vec<char> = name.chars().collect();
+                let fits = if has_magic(name) { matches(&pattern, first) } else { name.as_bytes() == *first };
+                fits && below(names, path)
+            }),
+        }
+    }
+    let path: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+    below(&names_of(pattern), &path)
+}
+
 /// Returns the names of a pattern, without those that have no effect.
 fn names_of(pattern: &str) -> Vec<&str> {
     let mut names: Vec<&str> = pattern.split('/').filter(|name| !matches!(*name, "" | ".")).collect();

@@ -83,9 +83,11 @@ impl Store {
             }
             Ok(is_whole)
         });
-        if let (Err(_), Some(new)) = (&kept, &new) {
+        if let (Err(_), Some(new)) = (&kept, &new)
             // The index does not have it, so nothing else would remove it before this process ends.
-            self.trash().discard_from(&self.layers().home(new))?;
+            && let Err(error) = self.trash().discard_from(&self.layers().home(new))
+        {
+            tracing::debug!(%error, "failed to remove a layer that was not kept");
         }
         let (rows, is_kept) = kept?;
         if !is_kept {

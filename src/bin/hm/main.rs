@@ -74,6 +74,7 @@ enum Command {
     Runs(commands::runs::Args),
     Logs(commands::logs::Args),
     Report(commands::report::Args),
+    Inputs(commands::inputs::Args),
     Why(commands::why::Args),
     Flaky(commands::flaky::Args),
     #[command(flatten)]
@@ -85,6 +86,8 @@ enum Command {
     Config(commands::config::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
+    #[command(hide = true)]
+    Man(commands::man::Args),
     /// Print the version
     Version,
 }
@@ -102,6 +105,7 @@ fn parse_args() -> Cli {
 fn main() -> ExitCode {
     // This comes first because the process may be the helper of a runner, started again.
     runners::init();
+    commands::completions::answer();
     hm_exec::open_files::raise_limit();
     let Cli { global, command } = parse_args();
     reporter::style::choose_colors(if global.no_color { ColorChoice::Never } else { global.color });
@@ -124,6 +128,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => commands::runs::run(&args),
         Command::Logs(args) => commands::logs::run(&args),
         Command::Report(args) => commands::report::run(&args),
+        Command::Inputs(args) => commands::inputs::run(&args),
         Command::Why(args) => commands::why::run(&args),
         Command::Flaky(args) => commands::flaky::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),
@@ -133,6 +138,7 @@ fn main() -> ExitCode {
         Command::Config(args) => commands::config::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args),
         Command::Version => commands::print(concat!("hm ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     done.unwrap_or_else(|failure| failure.report())

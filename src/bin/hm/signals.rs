@@ -7,6 +7,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::{Failure, Outcome};
 
+/// Which signal it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// SIGINT, which a terminal sends for Ctrl-C to all processes in its foreground.
+    Key,
+    /// SIGTERM.
+    Request,
+    /// SIGHUP.
+    Hangup,
+}
+
 /// SIGINT, SIGTERM and SIGHUP.
 ///
 /// A SIGHUP requests cancellation but never forces it: when a terminal disappears, its shell sends one, and
@@ -34,7 +45,12 @@ impl Interrupts {
 
     /// Waits for the next one. Cancel-safe.
     pub(crate) async fn next(&mut self) {
-        loop {
+        self.next_kind().await;
+    }
+
+    /// Waits for the next one, and returns which it is. Cancel-safe.
+    pub(crate) async fn next_kind(&mut self) -> Interrupt {
+        let kind = loop {
             let hangs_up = async {
                 match &mut self.hup {
                     Some(hup) => hup.recv().await,
@@ -42,12 +58,13 @@ impl Interrupts {
                 }
             };
             tokio::select! {
-                _ = self.int.recv() => break,
-                _ = self.term.recv() => break,
-                _ = hangs_up => if !self.has_asked { break },
+                _ = self.int.recv() => break Interrupt::Key,
+                _ = self.term.recv() => break Interrupt::Request,
+                _ = hangs_up => if !self.has_asked { break Interrupt::Hangup },
             }
-        }
+        };
         self.has_asked = true;
+        kind
     }
 }
 

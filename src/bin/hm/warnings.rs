@@ -1,6 +1,6 @@
 //! Warnings about pipelines that are valid.
 
-use hm_exec::plan::{BoundPlan, StepTable};
+use hm_exec::plan::{BoundPlan, BoundStep, StepTable};
 
 use crate::reporter::{text, to_stderr};
 
@@ -14,14 +14,31 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
     if found.is_empty() {
         return;
     }
-    let mut names: Vec<String> = found.iter().take(NAMED).map(|key| format!("`{}`", text::clean(key))).collect();
-    if found.len() > NAMED {
-        names.push(format!("{} more", found.len() - NAMED));
-    }
     to_stderr(&format!(
         "warning: steps cannot see `.hm/`, but it is used by {}: move the files that they need elsewhere",
-        names.join(", ")
+        named(&found)
     ));
+}
+
+/// Warns about steps whose runners do not record what steps read.
+pub(crate) fn of_untraced(bound: &BoundPlan) {
+    let traces = |step: &&BoundStep| bound.runners[usize::from(step.runner.0)].capabilities.traces;
+    let found: Vec<_> = bound.steps.iter().filter(|step| !traces(step)).map(|step| &*step.step.key).collect();
+    if !found.is_empty() {
+        to_stderr(&format!(
+            "warning: `--check-inputs` records nothing of {}: only runner `sandbox` can do that",
+            named(&found)
+        ));
+    }
+}
+
+/// Names some steps.
+fn named(keys: &[&str]) -> String {
+    let mut names: Vec<String> = keys.iter().take(NAMED).map(|key| format!("`{}`", text::clean(key))).collect();
+    if keys.len() > NAMED {
+        names.push(format!("{} more", keys.len() - NAMED));
+    }
+    names.join(", ")
 }
 
 /// Warns about `[step]` tables of the project that match no step, and about arguments of the user's that

@@ -284,6 +284,7 @@ impl StepRunner for CloudRunner {
             cache_dirs: false,
             services: false,
             inputs: false,
+            traces: false,
             images: ImageSupport::Portable,
         }
     }

@@ -56,22 +56,34 @@ struct Asked<'a> {
     spec: OwnedFd,
     /// The network namespace, if one is given.
     network: Option<BorrowedFd<'a>>,
+    /// The file for the trace, if the step is traced.
+    trace: Option<BorrowedFd<'a>>,
 }
 
-/// Runs the command of `spec`. Returns when every process of the step is dead, and all of its output has been
-/// passed on.
+/// A step to run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order<'a> {
+    pub(super) spec: &'a JailSpec,
+    pub(super) network: StepNamespace<'a>,
+    /// The file for the trace, if the step is traced.
+    pub(super) trace: Option<BorrowedFd<'a>>,
+}
+
+/// Runs the command of an order. Returns when every process of the step is dead, and all of its output has
+/// been passed on.
 ///
 /// # Cancel safety
 /// If the future is dropped, every process of the step gets SIGKILL.
 pub(super) async fn run(
     zygote: &Zygote,
-    spec: &JailSpec,
-    network: StepNamespace<'_>,
+    order: Order<'_>,
     control: Control<'_>,
     sink: &impl OutputSink,
 ) -> Result<Supervised, RunnerError> {
+    let Order { spec, network, trace } = order;
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
-    let asked = Asked { request: Request::Step(network.kind()), spec, network: network.given() };
+    let request = Request::Step { network: network.kind(), traced: trace.is_some() };
+    let asked = Asked { request, spec, network: network.given(), trace };
     run_as(zygote, asked, Ending::ByKernel, control, sink).await
 }
 
@@ -98,7 +110,7 @@ pub(crate) async fn supervise(
     sink: &impl OutputSink,
 ) -> Result<Supervised, RunnerError> {
     let spec = wire::to_memory_file(spec).map_err(setup_error)?;
-    let asked = Asked { request: Request::Process, spec, network: None };
+    let asked = Asked { request: Request::Process, spec, network: None, trace: None };
     run_as(zygote, asked, Ending::BySupervisor, control, sink).await
 }
 
@@ -111,8 +123,8 @@ async fn run_as(
 ) -> Result<Supervised, RunnerError> {
     let failed = |doing: &'static str| move |error: io::Error| RunnerError::infrastructure(doing, error);
     let (step, theirs) = Step::new(ending).map_err(failed("make the step's pipes"))?;
-    let Asked { request, spec, network } = asked;
-    let first = [theirs.status.as_fd(), spec.as_fd()].into_iter().chain(network);
+    let Asked { request, spec, network, trace } = asked;
+    let first = [theirs.status.as_fd(), spec.as_fd()].into_iter().chain(network).chain(trace);
     let fds: Vec<_> = first.chain([theirs.stdout.as_fd(), theirs.stderr.as_fd()]).collect();
     zygote.request(request, &fds).await.map_err(failed("ask the helper process for a step"))?;
     drop(fds);
@@ -163,7 +175,7 @@ pub(super) async fn start_on(
     };
     let first = [theirs.as_fd(), spec.as_fd()].into_iter().chain(network.given());
     let fds: Vec<BorrowedFd<'_>> = first.chain(streams.iter().copied()).collect();
-    zygote.request(Request::Step(network.kind()), &fds).await?;
+    zygote.request(Request::Step { network: network.kind(), traced: false }, &fds).await?;
     drop((theirs, spec));
     let answered = awake::timeout(PATIENCE, pin!(step.answered())).await;
     answered.unwrap_or_else(|| Err(zygote.give_up()))?;
@@ -371,6 +383,7 @@ impl Step {
             }
             Some((Report::OutOfMemory, _)) => self.progress.end = Some(End::OutOfMemory),
             Some((Report::TooManyProcesses, _)) => self.progress.end = Some(End::TooManyProcesses),
+            Some((Report::Untraceable, _)) => self.progress.end = Some(End::Untraceable),
             Some((Report::Done, _)) => self.progress.ended_all = true,
             Some((Report::StillRunning, _)) => {
                 self.progress.ended_all = true;

@@ -11,7 +11,7 @@ use std::{
 use super::{
     cache_dirs::{AttachedCache, WantedCache},
     inputs::InputCopy,
-    jail::{self, Bind, MountApi, Overlay},
+    jail::{self, Bind, MountApi, Overlay, UpperDir},
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
 use crate::{
@@ -352,6 +352,15 @@ impl Boot {
         if let Some(build) = &self.build {
             overlays::give_back(self.overlays, build);
         }
+    }
+
+    /// Returns every directory that receives writes of the step.
+    ///
+    /// # Errors
+    /// Returns an error if a path contains a zero byte.
+    pub(super) fn uppers(&self) -> Result<Vec<UpperDir>, RunnerError> {
+        let root = UpperDir { source: self.root.upper.clone(), target: c"/".into() };
+        std::iter::once(Ok(root)).chain(self.overlays.iter().map(HostOverlay::upper)).collect()
     }
 
     /// Returns whether the commit may merge layers.

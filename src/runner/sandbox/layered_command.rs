@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    attempt::{self, Control, OutputSink},
+    attempt::{self, Control, Order, OutputSink},
     boot::{MOUNT_POINTS, failed},
     jail::{self, End, JailSpec, Root},
     overlays::overlay,
@@ -111,7 +111,7 @@ impl SandboxRunner {
         };
         // An engine's steps have no network of their own but the loopback device.
         let namespace = StepNamespace::of(step.limits, None);
-        let ended = attempt::run(&zygote, &spec, namespace, control, sink).await;
+        let ended = attempt::run(&zygote, Order { spec: &spec, network: namespace, trace: None }, control, sink).await;
         let ended = ended.and_then(|ended| match ended.end {
             End::Interrupted => Err(RunnerError::cancelled()),
             end => exit_code(&end, step.limits, &limited),

@@ -29,6 +29,7 @@ mod runner;
 mod serve;
 mod services;
 mod step_output;
+mod traced;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};

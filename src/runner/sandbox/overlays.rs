@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     attempt::setup_error,
-    jail::{Bind, MountApi, MountedOverlay, Overlay, Screen, UserNamespace},
+    jail::{Bind, MountApi, MountedOverlay, Overlay, Screen, UpperDir, UserNamespace},
 };
 use crate::{
     blocking,
@@ -178,6 +178,12 @@ impl HostOverlay {
     pub(super) fn bind(&self) -> Result<Bind, RunnerError> {
         let target = c_path(&Path::new("/").join(&self.spec.path))?;
         Ok(Bind { source: c_path(&self.dir.mountpoint())?, target, writable: true })
+    }
+
+    /// Returns the directory that receives the step's writes, and the path in the step that shows it.
+    pub(super) fn upper(&self) -> Result<UpperDir, RunnerError> {
+        let target = c_path(&Path::new("/").join(&self.spec.path))?;
+        Ok(UpperDir { source: c_path(&self.dir.upper())?, target })
     }
 
     fn mounted(&self, user_namespace: UserNamespace) -> Result<MountedOverlay, RunnerError> {

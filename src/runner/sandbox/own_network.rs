@@ -1,6 +1,6 @@
 //! Steps with a network of their own.
 
-use std::{os::fd::BorrowedFd, sync::Arc};
+use std::{collections::BTreeSet, os::fd::BorrowedFd, sync::Arc};
 
 use uuid::Uuid;
 
@@ -11,9 +11,11 @@ use super::{
 };
 use crate::{
     event::EventBus,
+    model::Connection,
     network::{self, Access, ConnectionSink, NetworkError, NetworkSummary},
     runner::{Limits, Network, Probe, RunnerError},
     store::StoreError,
+    sync::Mutex,
     userns::Zygote,
 };
 
@@ -54,23 +56,44 @@ impl<'a> StepNamespace<'a> {
     }
 }
 
-/// Returns a sink for the connections of a step.
-pub(super) fn journal(bus: &EventBus, step_id: Uuid) -> ConnectionSink {
-    let bus = bus.clone();
-    Box::new(move |connection| bus.connection(step_id, connection))
+/// The destinations of a step's connections, for its trace.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Destinations(Arc<Mutex<BTreeSet<String>>>);
+
+/// The most destinations that a trace names.
+const MAX_DESTINATIONS: usize = 20;
+
+impl Destinations {
+    fn add(&self, connection: &Connection) {
+        let mut all = self.0.lock();
+        if all.len() < MAX_DESTINATIONS {
+            all.insert(connection.destination());
+        } else {
+            // After every destination, in its order.
+            all.insert("~".to_owned());
+        }
+    }
+
+    /// Returns the destinations in order, at most some of them.
+    pub(super) fn names(&self) -> Vec<String> {
+        let all = self.0.lock();
+        all.iter().map(|name| if name == "~" { "and others".to_owned() } else { name.clone() }).collect()
+    }
 }
 
-/// Ends the network of a step whose processes are dead. Returns what its connections say about the failure of
-/// the step, if it failed.
-pub(super) async fn end(network: Option<network::Network>, limits: &Limits) -> Option<String> {
-    let mut summary = network?.end().await;
-    // Checks of services are refused until those listen.
-    summary.refused_within &= limits.services.is_empty();
-    hint(&summary)
+/// Returns a sink for the connections of a step. It also adds them to `destinations`.
+pub(super) fn journal(bus: &EventBus, step_id: Uuid, destinations: Option<Destinations>) -> ConnectionSink {
+    let bus = bus.clone();
+    Box::new(move |connection| {
+        bus.connection(step_id, connection);
+        if let Some(destinations) = &destinations {
+            destinations.add(connection);
+        }
+    })
 }
 
 /// Returns what the connections of a failed step say about the failure, for the user.
-fn hint(summary: &NetworkSummary) -> Option<String> {
+pub(super) fn hint(summary: &NetworkSummary) -> Option<String> {
     if let Some(blocked) = &summary.blocked {
         let what = match blocked.reason.as_deref() {
             Some(reason) => format!("{}: {reason}", blocked.destination()),

@@ -14,16 +14,15 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
-    attempt::{self, Control, Supervised},
+    attempt::Supervised,
     boot::{Boot, BootContext, LayerDirs, commit},
     cache_dirs::{self, AttachedCache},
     cgroup::Limited,
     checks,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
-    own_network::{self, StepNamespace},
-    services::{self, Served},
-    step_output::StepOutput,
+    own_network,
+    traced::{Once, Ran},
 };
 use crate::{
     image::{ImageOptions, Images, image_identity},
@@ -33,7 +32,6 @@ use crate::{
     runner::{
         ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Network, Probe, RunnerCapabilities,
         RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
-        machine_memory::MemoryWatch,
     },
     source::RunSource,
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
@@ -249,13 +247,14 @@ impl SandboxRunner {
             workdir: c"/".into(),
             argv: Vec::new(),
             pack: None,
+            trace: None,
             terminal: false,
             env: Vec::new(),
         })
     }
 
     /// Adds a step's command, limits and secrets to its jail.
-    fn spec(
+    pub(super) fn spec(
         jail: JailSpec,
         boot: &Boot,
         (limits, limited): (&Limits, &Limited),
@@ -312,28 +311,12 @@ impl SandboxRunner {
             let limits = Limits::of_args(input.step.runner_args.as_ref())?;
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
-            // A new network takes as long as a third of the rest.
-            let mut context = self.boot_context(&store, &zygote);
-            context.caches = cache_dirs::wanted(&limits.caches, ctx, zygote.id_map());
-            let sink = own_network::journal(&ctx.event_bus, input.step_id);
-            let (mut boot, network) =
-                tokio::try_join!(context.boot(ctx, &input), self.network(&zygote, &limits, sink))?;
-            self.bring_inputs(&store, ctx, &input, &mut boot).await?;
-            let limited = self.hold(&limits);
-            let jail = self.jail(&zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
-            let spec = Self::spec(jail, &boot, (&limits, &limited), ctx, &input)?;
-            let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
-            let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
-            let namespace = StepNamespace::of(&limits, network.as_ref());
-            let started = MemoryWatch::start();
-            let Served { ended, all_dead, hint } = match limits.services.is_empty() {
-                true => Served::alone(attempt::run(&zygote, &spec, namespace, control, &output).await),
-                false => {
-                    Box::pin(services::run(self, &context, ((&limits, &limited), ctx, &input), (&spec, namespace)))
-                        .await
-                }
+            let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
+            let Ran { mut boot, limited, started, ended, all_dead, hint, .. } = match &ctx.traces {
+                None => self.once(once, None).await?,
+                // Boxed, because most steps are not traced.
+                Some(dir) => Box::pin(self.traced(once, dir)).await?,
             };
-            let hint = hint.or(own_network::end(network.filter(|_| all_dead), &limits).await);
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -446,6 +429,7 @@ impl StepRunner for SandboxRunner {
             cache_dirs: true,
             services: true,
             inputs: true,
+            traces: true,
             images: ImageSupport::All,
         }
     }
@@ -468,6 +452,10 @@ pub(super) fn exit_code(end: &End, limits: &Limits, limited: &Limited) -> Result
             return Err(RunnerError::too_many_processes(limit, KILLED));
         }
         End::Killed => KILLED,
+        End::Untraceable => {
+            let error = std::io::Error::other("it was traced twice");
+            return Err(RunnerError::infrastructure("run the step untraced", error));
+        }
         End::TimedOut => return Err(RunnerError::timed_out()),
         End::Interrupted => return Err(RunnerError::cancelled()),
     };

@@ -87,7 +87,7 @@ impl ProgramNetwork {
         match limits.network {
             Network::Host => Self::Shared,
             Network::None => Self::Loopback,
-            Network::Private => Self::Private(limits.clone(), own_network::journal(bus, step_id)),
+            Network::Private => Self::Private(limits.clone(), own_network::journal(bus, step_id, None)),
         }
     }
 }

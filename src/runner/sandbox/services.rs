@@ -4,11 +4,10 @@ use futures_util::future::try_join_all;
 use uuid::Uuid;
 
 use super::{
-    attempt::{self, Control, OutputSink, Supervised},
+    attempt::{self, Control, Order, OutputSink, Supervised},
     boot::{Boot, BootContext, failed},
     cgroup::Limited,
     jail::{End, JailSpec, Root, SecretFile},
-    own_network::StepNamespace,
     runner::{SandboxRunner, c_string, environment},
     step_output::StepOutput,
 };
@@ -71,7 +70,7 @@ pub(super) async fn run(
     runner: &SandboxRunner,
     context: &BootContext<'_>,
     (limits, ctx, input): ((&Limits, &Limited), &StepContext, &ExecutorInput),
-    (spec, namespace): (&JailSpec, StepNamespace<'_>),
+    order: Order<'_>,
 ) -> Served {
     let starting =
         limits.0.services.iter().map(|(name, arg)| service(runner, context, (ctx, input), (name, arg, limits)));
@@ -85,7 +84,7 @@ pub(super) async fn run(
         // No process was started.
         Err(error) => return Served { ended: Err(error), all_dead: true, hint: None },
     };
-    let served = run_with(&services, context, (ctx, input.step_id), (spec, namespace)).await;
+    let served = run_with(&services, context, (ctx, input.step_id), order).await;
     if served.all_dead {
         services.into_iter().for_each(|service| service.boot.discard());
     }
@@ -170,7 +169,7 @@ async fn run_with(
     services: &[Service<'_>],
     context: &BootContext<'_>,
     (ctx, step_id): (&StepContext, Uuid),
-    (spec, namespace): (&JailSpec, StepNamespace<'_>),
+    order: Order<'_>,
 ) -> Served {
     let output = &StepOutput { bus: &ctx.event_bus, step_id };
     let used = &Mutex::new((0_u64, 0_u64));
@@ -182,8 +181,9 @@ async fn run_with(
         .collect();
     let started = services.iter().zip(&outputs).map(|(service, output)| {
         let control = Control { cancel: &stop, grace: grace(ctx.grace) };
+        let of_service = Order { spec: &service.spec, network: order.network, trace: None };
         let attempt = async move {
-            let ended = attempt::run(context.zygote, &service.spec, namespace, control, output).await?;
+            let ended = attempt::run(context.zygote, of_service, control, output).await?;
             if let Some(usage) = ended.usage {
                 let mut used = used.lock();
                 *used = (used.0.saturating_add(usage.peak_memory_bytes), used.1.saturating_add(usage.cpu_ms));
@@ -197,7 +197,7 @@ async fn run_with(
     });
     let done = beside(attempts.with(started.collect()), |token| async move {
         let control = Control { cancel: &token, grace: ctx.grace };
-        attempt::run(context.zygote, spec, namespace, control, output).await
+        attempt::run(context.zygote, order, control, output).await
     });
     let done = done.await;
     let was_ended = |ended: &Result<Supervised, _>| matches!(ended, Ok(Supervised { end: End::Interrupted, .. }));

@@ -52,7 +52,7 @@ impl<R: RunnerSet> Caching<'_, R> {
 }
 
 /// Queries the runner for the digests of all inputs of a step.
-async fn read(
+pub(super) async fn read(
     runners: &impl RunnerSet,
     (runner, source): (RunnerIndex, &RunSource),
     files: Vec<InputFiles>,

@@ -5,6 +5,7 @@
 //!   remote cache, are futures here.
 //! - A runner whose steps may all be found in the cache is probed before its first attempt, not before the
 //!   build (`late_probe`).
+//! - Before a build, a user may ask which steps would be found (`predict`).
 //! - The result of a cached step is published before its end is reported (`publish`), and then shared with a
 //!   remote cache (`sharing`).
 //!
@@ -17,6 +18,7 @@ mod inputs;
 mod key;
 mod late_probe;
 mod lookup;
+mod predict;
 mod publish;
 mod sharing;
 
@@ -33,7 +35,6 @@ use std::{
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::key::is_cached;
 use self::{
     ahead::{Ahead, Expected},
     fan_in::{FanIn, FanInAnswer},
@@ -43,6 +44,7 @@ use self::{
     publish::Published,
     sharing::Sharing,
 };
+pub(crate) use self::{key::is_cached, predict::predict};
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
     cache::{BuildCache, BuildEnd, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
@@ -81,12 +83,12 @@ pub(super) struct Caching<'a, R> {
 
 /// What the caching of a build works with.
 #[derive(Clone, Copy)]
-pub(super) struct CachingScope<'a> {
-    pub(super) plan: &'a BoundPlan,
-    pub(super) cache: Option<&'a BuildCache>,
-    pub(super) remote: Option<&'a dyn SharedResults>,
-    pub(super) archives: &'a RunSource,
-    pub(super) probe_limit: Duration,
+pub(crate) struct CachingScope<'a> {
+    pub(crate) plan: &'a BoundPlan,
+    pub(crate) cache: Option<&'a BuildCache>,
+    pub(crate) remote: Option<&'a dyn SharedResults>,
+    pub(crate) archives: &'a RunSource,
+    pub(crate) probe_limit: Duration,
 }
 
 /// Work that is done.

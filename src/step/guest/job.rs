@@ -79,6 +79,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         workdir: job.workdir.clone(),
         argv: vec![c"/bin/sh".into(), c"-c".into(), job.script.clone()],
         pack: None,
+        trace: None,
         terminal: false,
         env: job.env.clone(),
     };
@@ -88,7 +89,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         End::Exited { code } => Ended::Exited(code),
         End::OutOfMemory => Ended::OutOfMemory,
         // The number of processes is limited by the control group, not by polling.
-        End::TooManyProcesses | End::Killed | End::TimedOut | End::Interrupted => Ended::Killed,
+        End::TooManyProcesses | End::Killed | End::TimedOut | End::Interrupted | End::Untraceable => Ended::Killed,
     })
 }
 

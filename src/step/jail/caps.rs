@@ -43,8 +43,8 @@ const ANY_COMMAND: CapabilitySet = COMMAND.union(CapabilitySet::MKNOD);
 /// nothing else.
 const INIT: CapabilitySet = CapabilitySet::KILL;
 
-/// The capabilities of a pid 1 that measures memory by polling: it reads which files the step's processes
-/// have open, also those of other users.
+/// The capabilities of a pid 1 that measures memory by polling, or traces: it reads which files the step's
+/// processes have open, also those of other users, and their memory.
 const WATCHING_INIT: CapabilitySet = INIT.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
 
 /// Returns the capabilities of a command. Raw sockets, which can read other processes' traffic, are granted
@@ -110,8 +110,8 @@ fn limit_bounding_set(from: CapabilitySet, granted: CapabilitySet) -> Result<(),
 }
 
 /// Limits pid 1 to the capabilities that it needs.
-pub(crate) fn limit_init(counts_memory: bool) -> Result<(), SetupError> {
-    set(if counts_memory { WATCHING_INIT } else { INIT })
+pub(crate) fn limit_init(reads_processes: bool) -> Result<(), SetupError> {
+    set(if reads_processes { WATCHING_INIT } else { INIT })
 }
 
 fn set(held: CapabilitySet) -> Result<(), SetupError> {

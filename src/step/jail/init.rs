@@ -23,9 +23,10 @@ use rustix::{
 use super::{
     JailSpec, SetupError, caps,
     error::ResultExt,
-    groups, landlock, mounts, seccomp,
+    groups, landlock, mounts, notify, seccomp,
     spec::{FIRST_FD, JailPlace, Report, UserNamespace, Watch},
     sys::{self, Cloned, Reap},
+    trace::{Answered, Tracer},
     tree,
     watch::Watcher,
     wire,
@@ -44,6 +45,8 @@ pub(crate) struct StepFds {
     pub(crate) spec: OwnedFd,
     /// The network namespace.
     pub(crate) network: Network,
+    /// The file for the trace, if the step is traced.
+    pub(crate) trace: Option<OwnedFd>,
     /// The command's standard input, if it has one.
     pub(crate) stdin: Option<OwnedFd>,
     /// The command's standard output.
@@ -88,6 +91,8 @@ struct Streams {
     stdout: OwnedFd,
     stderr: OwnedFd,
     more: Vec<OwnedFd>,
+    /// Where the listener of the command's filter goes, if the step is traced.
+    tracer: Option<OwnedFd>,
 }
 
 /// Runs a step as pid 1 of its namespaces. Ends the process.
@@ -105,7 +110,7 @@ pub(crate) fn run(fds: StepFds, prepared: &Prepared) -> ! {
 }
 
 fn run_step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
-    let StepFds { status, spec, network, stdin, stdout, stderr, more, zygote } = fds;
+    let StepFds { status, spec, network, trace, stdin, stdout, stderr, more, zygote } = fds;
     // Requests are for the zygote. If a step kept the request socket open, the engine would not see the
     // zygote's end.
     sys::move_to(&zygote, 0).doing(|| "let go of the request socket".into())?;
@@ -113,6 +118,10 @@ fn run_step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
     let children = sys::child_signals().doing(|| "watch for children".into())?;
     let spec: JailSpec = wire::from_memory_file(spec)?;
     let cgroups = spec.cgroups.iter().map(|procs| open_cgroup(procs)).collect::<Result<Vec<_>, _>>()?;
+    let mut tracer = match (&spec.trace, trace) {
+        (Some(trace), Some(file)) => Some(Tracer::prepare(&spec, trace, file)?),
+        _ => None,
+    };
     network.enter()?;
     drop(network);
     rustix::process::umask(Mode::empty());
@@ -126,14 +135,18 @@ fn run_step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
     // The command is root of the same namespace. It must not attach to this process, which holds the status
     // socket.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "close pid 1 to tracers".into())?;
-    let streams = Streams { stdin, stdout, stderr, more };
+    let (from_command, to_tracer) = match tracer {
+        Some(_) => wire::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).doing(|| "make a socket".into())?,
+        None => (None, None),
+    };
+    let streams = Streams { stdin, stdout, stderr, more, tracer: to_tracer };
     let become_command = || {
         // Executes the command, or reports why that failed.
         let Err(error) = exec(&spec, &streams, &cgroups, prepared);
         let _ = wire::send_value(&status, &Report::Failed(error), &[]);
     };
     let doing = || "start the command".into();
-    let command = if spec.pack.is_none() {
+    let command = if spec.pack.is_none() && tracer.is_none() {
         // A copy of this process, which the command would replace at once, would be a tenth of the cost of a
         // short step.
         sys::start_sharing_memory(become_command).doing(doing)?
@@ -147,9 +160,22 @@ fn run_step(fds: StepFds, prepared: &Prepared) -> Result<(), SetupError> {
         }
     };
     drop((streams, cgroups));
-    caps::limit_init(spec.watch.is_some_and(|watch| watch.memory_bytes.is_some()))?;
-    attend(command, &status, &children, &zygote, spec.watch);
-    Ok(())
+    if let (Some(tracer), Some(socket)) = (&mut tracer, from_command) {
+        // If the command failed before it was confined, it has reported that.
+        if let Ok(Some((_, fds))) = wire::receive(&socket, RecvFlags::empty()) {
+            tracer.start(fds.into_iter().next())?;
+        }
+    }
+    let counts_memory = spec.watch.is_some_and(|watch| watch.memory_bytes.is_some());
+    caps::limit_init(counts_memory || tracer.is_some())?;
+    attend(command, &Observed { status: &status, children: &children, zygote: &zygote }, spec.watch, tracer)
+}
+
+/// The descriptors that pid 1 waits for.
+struct Observed<'a> {
+    status: &'a OwnedFd,
+    children: &'a OwnedFd,
+    zygote: &'a OwnedFd,
 }
 
 /// Ends this process when the zygote ends, or if it has already ended.
@@ -170,31 +196,61 @@ fn open_cgroup(procs: &CStr) -> Result<OwnedFd, SetupError> {
 /// Waits for the end of the command, and reports it. After TERM it waits for the last process of the step,
 /// because each process has the grace period to clean up. A step that ends by itself does not wait for the
 /// other processes that it started.
-fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, watch: Option<Watch>) {
+fn attend(
+    command: Pid,
+    observed: &Observed<'_>,
+    watch: Option<Watch>,
+    mut tracer: Option<Tracer>,
+) -> Result<(), SetupError> {
+    let Observed { status, children, zygote } = *observed;
     let timeout = watch.map(|_| WATCH_INTERVAL);
     let mut watcher = watch.map(Watcher::new);
     let (mut reaped, mut asked_to_end) = (Reaped::default(), false);
     loop {
-        let mut fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(_) => return,
-        }
-        let [from_engine, from_children, from_zygote] = fds.map(|fd| !fd.revents().is_empty());
+        let first = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+        let listener = tracer.as_ref().and_then(Tracer::listener);
+        let ready = match listener {
+            None => wait(first, timeout.as_ref())
+                .map(|[engine, children, zygote]| [engine, children, zygote, PollFlags::empty()]),
+            Some(listener) => {
+                let [status, children, zygote] = first;
+                let listener = PollFd::from_borrowed_fd(listener, PollFlags::IN);
+                wait([status, children, zygote, listener], timeout.as_ref())
+            }
+        };
+        let Some([from_engine, from_children, from_zygote, from_command]) = ready else { return Ok(()) };
+        let [from_engine, from_children, from_zygote] =
+            [from_engine, from_children, from_zygote].map(|events| !events.is_empty());
         if from_zygote {
-            return;
+            return Ok(());
+        }
+        if let Some(tracer) = tracer.as_mut().filter(|_| !from_command.is_empty()) {
+            let answered = if from_command.contains(PollFlags::IN) { tracer.answer() } else { Answered::Ended };
+            match answered {
+                Answered::Yes => {}
+                Answered::Ended => tracer.stop(),
+                Answered::Broken(error) => return Err(SetupError::new("trace the step's system calls", error)),
+                Answered::Untraceable => {
+                    let _ = wire::send_value(status, &Report::Untraceable, &[]);
+                    return Ok(());
+                }
+            }
         }
         // Checked before the engine's messages: a command that has ended by now ended by itself.
         if from_children {
             let left = reap(command, children, &mut reaped);
             if let Some(report) = reaped.report.as_ref().filter(|_| !asked_to_end || left == Left::Nothing) {
+                if let Some(tracer) = tracer {
+                    end_all(command, observed)?;
+                    tracer.finish()?;
+                }
                 let _ = wire::send_value(status, report, &[]);
-                return;
+                return Ok(());
             }
         }
         if from_engine {
             match receive(status) {
-                Forwarded::HungUp => return,
+                Forwarded::HungUp => return Ok(()),
                 Forwarded::Signal(signal) => {
                     sys::signal_all(signal);
                     asked_to_end |= signal == Signal::TERM.as_raw();
@@ -204,9 +260,34 @@ fn attend(command: Pid, status: &OwnedFd, children: &OwnedFd, zygote: &OwnedFd, 
         }
         if let Some(report) = watcher.as_mut().and_then(Watcher::exceeded) {
             let _ = wire::send_value(status, &report, &[]);
-            return;
+            return Ok(());
         }
     }
+}
+
+/// Waits for events. Returns `None` if that fails.
+fn wait<const N: usize>(mut fds: [PollFd<'_>; N], timeout: Option<&Timespec>) -> Option<[PollFlags; N]> {
+    match poll(&mut fds, timeout) {
+        Ok(_) => Some(fds.map(|fd| fd.revents())),
+        Err(Errno::INTR) => Some([PollFlags::empty(); N]),
+        Err(_) => None,
+    }
+}
+
+/// Kills what is left of a step, and waits for it, so that what it wrote can be examined.
+fn end_all(command: Pid, observed: &Observed<'_>) -> Result<(), SetupError> {
+    let Observed { status, children, zygote } = *observed;
+    sys::signal_all(libc::SIGKILL);
+    while reap(command, children, &mut Reaped::default()) == Left::Some {
+        let fds = [status, children, zygote].map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN));
+        let Some([from_engine, _, from_zygote]) = wait(fds, None) else { break };
+        let is_left_alone =
+            !from_zygote.is_empty() || !from_engine.is_empty() && matches!(receive(status), Forwarded::HungUp);
+        if is_left_alone {
+            return Err(SetupError::new("wait for the step's processes", Errno::CANCELED));
+        }
+    }
+    Ok(())
 }
 
 /// A message of the engine.
@@ -283,7 +364,7 @@ pub(super) fn reap(command: Pid, children: &OwnedFd, reaped: &mut Reaped) -> Lef
 /// a single id, no other user exists who could use such a program, and the filters, which pretend that
 /// `capset` and `setuid` succeed, must be installed last. A command with [`JailPlace::Beside`] is a program
 /// of the host. A command with a root in memory only reads, and has no privileges at all.
-fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
+fn confine(spec: &JailSpec, prepared: &Prepared, tracer: Option<&OwnedFd>) -> Result<(), SetupError> {
     // The capability for this is still held.
     if spec.shares_network && prepared.has_landlock_scopes {
         landlock::scope()?;
@@ -295,6 +376,7 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     };
     if gains_rights(spec) {
         filter()?;
+        tracer.map_or(Ok(()), |tracer| report_calls(prepared, tracer))?;
         return caps::limit_command(spec.shares_network, spec.place);
     }
     match spec.root.memory() {
@@ -306,7 +388,19 @@ fn confine(spec: &JailSpec, prepared: &Prepared) -> Result<(), SetupError> {
     if spec.root.memory().is_some() {
         sys::install_seccomp(&seccomp::for_readers()).doing(|| "install the system call filter".into())?;
     }
-    Ok(())
+    tracer.map_or(Ok(()), |tracer| report_calls(prepared, tracer))
+}
+
+/// Has the calls of this process reported to pid 1. From here until pid 1 has the listener, this process must
+/// make no call that is reported.
+fn report_calls(prepared: &Prepared, tracer: &OwnedFd) -> Result<(), SetupError> {
+    let sent = match notify::install_listener(prepared.traced()) {
+        Ok(listener) => wire::send(tracer, b"listener", &[listener.as_fd()]),
+        // Busy: this program itself runs under a listener.
+        Err(Errno::INVAL | Errno::BUSY) => wire::send(tracer, b"none", &[]),
+        Err(error) => return Err(SetupError::new("install the filter that reports calls", error)),
+    };
+    sent.doing(|| "hand the listener to pid 1".into())
 }
 
 /// Returns whether the command may gain privileges by setuid programs and file capabilities.
@@ -357,7 +451,7 @@ fn exec(
     if gains_rights(spec) {
         groups::join_those_of_root()?;
     }
-    confine(spec, prepared)?;
+    confine(spec, prepared, streams.tracer.as_ref())?;
     if let Some(files) = &spec.pack {
         let packed = tree::pack(files, &streams.stdout);
         return packed.and_then(|()| sys::exit(0));

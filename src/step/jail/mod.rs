@@ -11,7 +11,7 @@
 //!
 //! Input: a [`JailSpec`] per step, its status socket and its streams. Output: one or two [`Report`]s. The
 //! module depends neither on tokio nor on the rest of the crate, except for [`tree`](crate::tree), so that it
-//! can run in a program of its own. The only `unsafe` code of the crate is in `sys`.
+//! can run in a program of its own. The only `unsafe` code of the crate is in `sys` and `notify`.
 
 mod caps;
 mod dev;
@@ -27,6 +27,7 @@ mod memory;
 mod memory_root;
 mod mounts;
 pub mod network;
+mod notify;
 mod oneshot;
 mod resolver;
 mod seccomp;
@@ -34,6 +35,7 @@ mod small_file;
 mod spec;
 mod supervisor;
 mod sys;
+pub mod trace;
 mod tree;
 mod watch;
 pub mod wire;
@@ -54,8 +56,8 @@ pub use oneshot::{Bounds, End, OneShot};
 pub use resolver::resolver;
 pub use spec::{
     Bind, DEFAULT_ENV, FIRST_FD, GroupView, InnerOverlay, JailPlace, JailSpec, MemoryEntry, MemoryRoot, MountApi,
-    MountedOverlay, Overlay, Pack, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TreeOp,
-    UserNamespace, Watch,
+    MountedOverlay, Overlay, Pack, ProcessSpec, Report, Request, Root, Screen, SecretFile, StepNetwork, TraceSpec,
+    TreeOp, UpperDir, UserNamespace, Watch,
 };
 pub use spec::{GREETING, greeting};
 pub use sys::close_from;

@@ -68,6 +68,8 @@ pub enum End {
     TooManyProcesses,
     /// It was killed together with its pid 1: by the kernel for its memory use, or from outside.
     Killed,
+    /// A program of it needs seccomp in a way that a traced step cannot have: it must run untraced.
+    Untraceable,
     /// Its timeout expired.
     TimedOut,
     /// The caller requested the end: by a signal to this process, or by its own means.
@@ -162,6 +164,7 @@ impl OneShot {
             status: theirs,
             spec: wire::to_memory_file(spec)?,
             network: if isolate_network { init::Network::Loopback } else { init::Network::Shared },
+            trace: None,
             stdin: None,
             stdout: std::io::stdout().as_fd().try_clone_to_owned().doing(doing)?,
             stderr: std::io::stderr().as_fd().try_clone_to_owned().doing(doing)?,
@@ -303,6 +306,7 @@ impl Running {
             Ok(
                 Report::Started
                 | Report::StillRunning
+                | Report::Untraceable
                 | Report::Done
                 | Report::NeedsIdMap
                 | Report::Network { .. }

@@ -101,10 +101,15 @@ pub const FIRST_FD: u32 = 32;
 /// A request to the zygote: one message, with its spec in a memory file and a socket for the answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Runs a step. Descriptors: status socket, [`JailSpec`], the network namespace if one is given, standard
-    /// output, standard error, then the optional ones: standard input, and those that the command gets from
-    /// [`FIRST_FD`] on.
-    Step(StepNetwork),
+    /// Runs a step. Descriptors: status socket, [`JailSpec`], the network namespace if one is given, the file
+    /// for the trace if the step is traced, standard output, standard error, then the optional ones: standard
+    /// input, and those that the command gets from [`FIRST_FD`] on.
+    Step {
+        /// The network.
+        network: StepNetwork,
+        /// Whether [`JailSpec::trace`] is set.
+        traced: bool,
+    },
     /// Makes a network namespace: see [`network`](super::network). Descriptor: status socket.
     Network,
     /// Runs a step without isolation, in a zygote without namespaces. Descriptors: status socket,
@@ -194,6 +199,9 @@ pub enum Report {
     OutOfMemory,
     /// The step exceeded its limit on processes, as seen by polling, and was ended.
     TooManyProcesses,
+    /// A program of the step needs seccomp in a way that a traced step cannot have. The step was ended, and
+    /// must run untraced.
+    Untraceable,
     /// Processes of a step without isolation are still running after being killed: they are stuck in a system
     /// call, or belong to another user.
     StillRunning,
@@ -361,6 +369,22 @@ pub struct GroupView {
     pub name: CString,
 }
 
+/// What the tracer of a step must know of its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceSpec {
+    /// Every directory that receives writes of the step.
+    pub uppers: Vec<UpperDir>,
+}
+
+/// The upper directory of an overlay that a step sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpperDir {
+    /// The path on the host.
+    pub source: CString,
+    /// The path in the step that the overlay is mounted on.
+    pub target: CString,
+}
+
 /// The default environment of a command, unless the image or the step sets it: the search path of programs,
 /// root's home, and the variable by which programs detect a container. It is the same for every step, so no
 /// cache key includes it.
@@ -410,6 +434,8 @@ pub struct JailSpec {
     pub argv: Vec<CString>,
     /// Files that are written to standard output as a tar stream, instead of running a program.
     pub pack: Option<Pack>,
+    /// What to trace, if the step is traced.
+    pub trace: Option<TraceSpec>,
     /// Whether standard input is a terminal. It becomes the command's controlling terminal.
     pub terminal: bool,
     /// The environment, as `NAME=value`.

@@ -1,4 +1,5 @@
-//! The system calls that rustix does not offer. Every `unsafe` of the crate is in this file.
+//! The system calls that rustix does not offer. Every `unsafe` of the crate is in this file, except
+//! for those of a tracer, which are in `notify`.
 //!
 //! Over 500 lines because of that: what is unsafe is read together.
 

@@ -60,6 +60,8 @@ pub(super) struct Prepared {
     denied: Vec<libc::sock_filter>,
     denied_on_shared_network: Vec<libc::sock_filter>,
     pretended: Vec<libc::sock_filter>,
+    /// The filter of traced steps, made for the first of them.
+    traced: std::cell::OnceCell<Vec<libc::sock_filter>>,
 }
 
 impl Prepared {
@@ -74,7 +76,13 @@ impl Prepared {
             denied: seccomp::denied(false),
             denied_on_shared_network: seccomp::denied(true),
             pretended: seccomp::pretended(),
+            traced: std::cell::OnceCell::new(),
         })
+    }
+
+    /// Returns the filter that reports the calls of a traced step.
+    pub(super) fn traced(&self) -> &[libc::sock_filter] {
+        self.traced.get_or_init(seccomp::traced)
     }
 
     /// Returns the filters of a step, in the order in which they are installed.
@@ -240,7 +248,7 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
     let mut fds = fds.into_iter();
     let Some(status) = fds.next() else { return };
     let served = match request {
-        Request::Step(network) => {
+        Request::Step { network, traced } => {
             let Some(spec) = fds.next() else { return };
             let network = match network {
                 StepNetwork::Shared => init::Network::Shared,
@@ -250,12 +258,19 @@ fn serve(message: &[u8], fds: Vec<OwnedFd>, me: &OwnedFd, prepared: &Prepared) {
                     None => return,
                 },
             };
+            let trace = if traced {
+                // Here, so that it is made once, and not by each step.
+                prepared.traced();
+                fds.next()
+            } else {
+                None
+            };
             let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else { return };
             let doing = || "start a step".into();
             let (stdin, more) = (fds.next(), fds.collect());
             let own = status.try_clone().and_then(|status| Ok((status, me.try_clone()?))).doing(doing);
             own.and_then(|(status, zygote)| {
-                step(StepFds { status, spec, network, stdin, stdout, stderr, more, zygote }, prepared)
+                step(StepFds { status, spec, network, trace, stdin, stdout, stderr, more, zygote }, prepared)
             })
         }
         Request::Network => make_network(status.as_fd()),

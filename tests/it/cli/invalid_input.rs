@@ -176,11 +176,7 @@ fn pipelines_and_plan_print_text_and_json() {
     assert_eq!(envelope(&["pipelines", "-d", dir]), json!({ "schema_version": "1", "pipelines": [] }));
 
     let ended = Ended::of(&mut project.hm(&["plan", "--runner", "process"])).expect(0);
-    assert_eq!(
-        ended.stdout,
-        "ci: 2 steps in 1 chain\n\nbuild on process, from image host\n  cc x.c\n\n\
-         test on process, from step build\n  ./a.out\n"
-    );
+    assert_eq!(ended.stdout, "ci: 2 steps in 1 chain on process\n\nbuild    image host\n└─ test\n");
     let ended = Ended::of(&mut project.hm(&["plan", "--format", "json"])).expect(0);
     let plan: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(plan["steps"][1]["builds_in"], "build");

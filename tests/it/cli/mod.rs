@@ -2,6 +2,7 @@
 
 mod cache;
 mod ci_services;
+mod completions;
 #[cfg(target_os = "linux")]
 mod compressed_logs;
 mod config;
@@ -11,6 +12,7 @@ mod earlier_runs;
 mod errors;
 mod exit_codes;
 mod init;
+mod inputs;
 mod interrupted_runs;
 mod invalid_input;
 mod killed;
@@ -22,6 +24,7 @@ mod lost_blobs;
 mod memory;
 mod outcomes;
 mod output;
+mod plan;
 mod private_files;
 mod published_stream;
 mod python;

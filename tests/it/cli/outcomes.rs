@@ -127,7 +127,7 @@ fn a_plan_shows_them_and_mistakes_are_listed() {
     let steps = [("a", "true", json!({ "retries": 2, "soft_fail": [3] })), ("b", "true", json!({ "soft_fail": true }))];
     pipeline(&project, &steps, &json!([]));
     let text = Ended::of(&mut project.hm(&["plan", "--runner", "process"])).expect(0).stdout;
-    assert!(text.contains("retries 2, may fail with 3") && text.contains(", may fail\n"), "{text}");
+    assert!(text.contains("retries 2 · may fail with 3\n") && text.contains(" · may fail\n"), "{text}");
     let json = Ended::of(&mut project.hm(&["plan", "--runner", "process", "--format", "json"])).expect(0).stdout;
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["steps"][0]["soft_fail"], &json["steps"][1]["soft_fail"]), (&json!([3]), &json!(true)));

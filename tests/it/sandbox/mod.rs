@@ -18,3 +18,4 @@ mod rootless;
 mod services;
 mod source;
 mod source_times;
+mod traces;

@@ -2,11 +2,12 @@
 
 use std::fs;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{check, play};
+use super::{check, open, play};
 use crate::support::{
-    project::{Ended, Project, ir},
+    project::{Ended, Project, eventually, ir},
     terminal::Terminal,
 };
 
@@ -47,6 +48,7 @@ fn passed_and_cached() {
     project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
     if play("first run", &project, 0).is_some() {
         play("cached run", &project, 0);
+        play("a plan", &project, 0);
     }
 }
 
@@ -92,6 +94,14 @@ fn a_timeout() {
 }
 
 #[test]
+fn out_of_memory() {
+    let command = "echo linking >&2; exec tail /dev/zero";
+    let project = project(&[("link", "Linker", command, json!({ "memory": "64m" }))], json!([]));
+    let Some(screen) = play("out of memory", &project, 1) else { return };
+    check_last_lines(&screen, &["OUT OF MEMORY  Linker (link)", "exit 137", "$ echo linking", "stderr │ linking"]);
+}
+
+#[test]
 fn many_steps_take_half_of_the_rows_and_a_narrow_terminal_no_more() {
     let gate = tempfile::tempdir().unwrap();
     let gate = gate.path().join("gate");
@@ -102,8 +112,10 @@ fn many_steps_take_half_of_the_rows_and_a_narrow_terminal_no_more() {
     let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-j", "30"], |hm| {
         hm.env("NO_COLOR", "1");
     });
+    // The bars of a larger terminal give up their rows.
+    terminal.expect_row("eleven steps", |row| row.starts_with("0/30 steps · … 19 more running"));
     terminal.resize(10, 120);
-    let is_full = |row: &str| row.starts_with("0/30 steps · … ") && row.contains("more running");
+    let is_full = |row: &str| row.starts_with("0/30 steps · … 26 more running");
     terminal.expect_row("the number of running steps", is_full);
     let screen = terminal.expect_row("four steps", |row| row.contains("step-") && row.contains("xxx"));
     let bars = screen.iter().filter(|row| row.contains("step-")).count();
@@ -124,4 +136,164 @@ fn runs_and_their_logs() {
     run(&["docs"]).expect(0);
     play("runs", &project, 0);
     play("logs of a run", &project, 0);
+}
+
+/// Opens a terminal with a step that runs until its file `go` exists, and does not end when it is asked to.
+fn stubborn() -> (Project, Terminal) {
+    let project = Project::with_steps(&[("wait", "trap '' TERM; until [ -e $GO ]; do sleep 0.05; done", None)]);
+    let go = format!("GO={}", project.store.with_file_name("go").display());
+    let mut terminal = Terminal::open_with(&project, &["run", "--runner", "process", "-e", &go], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    (project, terminal)
+}
+
+/// Types Ctrl-C. The terminal of a test controls no session, so it echoes the key but sends no signal.
+#[track_caller]
+fn interrupt(terminal: &mut Terminal) {
+    terminal.keys("\x03");
+    terminal.expect("^C");
+    terminal.signal(Signal::INT);
+}
+
+#[test]
+fn an_interrupt_leaves_no_line_of_a_running_step() {
+    let (project, mut terminal) = stubborn();
+    interrupt(&mut terminal);
+    terminal.expect("cancelling");
+    fs::write(project.store.with_file_name("go"), "").unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("an interrupt", &screen);
+}
+
+#[test]
+fn a_second_interrupt_leaves_the_summary() {
+    let (_project, mut terminal) = stubborn();
+    interrupt(&mut terminal);
+    terminal.expect("cancelling");
+    interrupt(&mut terminal);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("a second interrupt", &screen);
+}
+
+#[test]
+fn after_a_stop_the_lines_are_drawn_below_those_of_the_shell() {
+    let (project, mut terminal) = stubborn();
+    terminal.signal(Signal::STOP);
+    eventually("the stop", || terminal.is_stopped());
+    terminal.keys("\x1a");
+    terminal.expect("^Z");
+    terminal.show("\r\n[1]+  Stopped    hm run\r\n$ fg\r\nhm run\r\n");
+    terminal.signal(Signal::CONT);
+    let has_total = |row: &str| row.starts_with("0/1 steps");
+    let screen = terminal.expect_row("the total", has_total);
+    let shell = screen.iter().position(|row| row == "hm run").expect("the shell's last line");
+    assert_eq!(screen[shell - 2..shell], ["[1]+  Stopped    hm run", "$ fg"], "{screen:#?}");
+    eventually("lines below those of the shell", || {
+        let screen = terminal.screen();
+        screen.len() == shell + 3 && screen[shell + 1].contains("wait ") && has_total(&screen[shell + 2])
+    });
+    fs::write(project.store.with_file_name("go"), "").unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    assert!(screen[shell + 1].starts_with("✓ wait passed"), "{screen:#?}");
+}
+
+#[test]
+fn logs_of_a_live_run_in_a_second_terminal() {
+    let project = Project::with_steps(&[("build", "echo one; until [ -e $GO ]; do sleep 0.05; done; echo two", None)]);
+    let go = project.store.with_file_name("go");
+    let variable = format!("GO={}", go.display());
+    let mut first = Terminal::open_with(&project, &["run", "--runner", "process", "-e", &variable], |_| {});
+    first.expect_row("the step", |row| row.contains("build "));
+    let mut second = open("logs of a live run", &project);
+    second.expect_row("the first line", |row| row == "one");
+    fs::write(go, "").unwrap();
+    let (code, screen) = second.end();
+    assert_eq!(code, Some(0), "{screen:#?}");
+    check("logs of a live run", &screen);
+    assert_eq!(first.end().0, Some(0));
+}
+
+#[test]
+fn a_watched_run_runs_again_after_an_edit() {
+    let project = Project::with_steps(&[("greet", "grep hello greeting.txt", None)]);
+    project.file("greeting.txt", "hello\n");
+    project.file(".ignore", "*.log\n");
+    let mut terminal = open("two edits", &project);
+    let runs = |terminal: &Terminal, count: usize| {
+        let is_end = |row: &&String| row.starts_with("watching for edits");
+        eventually(&format!("the end of run {count}"), || terminal.screen().iter().filter(is_end).count() == count);
+    };
+    runs(&terminal, 1);
+    // What is ignored does not count.
+    project.file("step.log", "x");
+    project.file(".hm/out/report", "x");
+    project.file("greeting.txt", "good day\n");
+    runs(&terminal, 2);
+    project.file("greeting.txt", "hello, world\n");
+    runs(&terminal, 3);
+    terminal.signal(Signal::INT);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    check("two edits", &screen);
+}
+
+#[test]
+fn an_edit_stops_the_run_that_it_outdates() {
+    let project = Project::with_steps(&[("wait", "until grep -q go file; do sleep 0.05; done", None)]);
+    project.file("file", "stop\n");
+    let mut terminal = Terminal::open_with(&project, &["run", "--watch", "--runner", "process"], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    // In a new directory, which was not watched before.
+    project.file("new/dir/file", "x");
+    terminal.expect_row("the second run", |row| row == "new and 2 others changed");
+    terminal.expect_row("the step", |row| row.contains("0/1 steps"));
+    project.file("new/dir/file", "y");
+    terminal.expect_row("the third run", |row| row == "new/dir/file changed");
+    // The pipeline counts, too.
+    project.file(".hm/ci.json", &ir(&[("done", "cat new/dir/file", None)]));
+    terminal.expect_row("the fourth run", |row| row == ".hm/ci.json changed");
+    terminal.expect_row("its end", |row| row.starts_with("watching for edits"));
+    terminal.signal(Signal::TERM);
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    let runs = Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout;
+    let runs: Value = serde_json::from_str(&runs).unwrap();
+    let results: Vec<_> = runs.as_array().unwrap().iter().map(|run| run["result"].as_str().unwrap()).collect();
+    // The third run may have been stopped before it had a journal.
+    assert_eq!((results[0], results.len() >= 3), ("passed", true), "{results:?}");
+    assert!(results[1..].iter().all(|result| *result == "cancelled"), "{results:?}");
+}
+
+#[test]
+fn an_interrupt_of_a_watched_run_ends_both() {
+    let (project, terminal) = watched();
+    let mut terminal = terminal;
+    interrupt(&mut terminal);
+    // The terminal of a test has not sent the signal to the run.
+    let child = fs::read_to_string(format!("/proc/{0}/task/{0}/children", terminal.hm.id())).unwrap();
+    let child = rustix::process::Pid::from_raw(child.split_whitespace().next().unwrap().parse().unwrap()).unwrap();
+    rustix::process::kill_process(child, Signal::INT).unwrap();
+    let (code, screen) = terminal.end();
+    assert_eq!(code, Some(130), "{screen:#?}");
+    assert!(screen.last().unwrap().starts_with("── cancelled: 1 cancelled"), "{screen:#?}");
+    drop(project);
+    let stdin = Ended::of(&mut Project::new().hm(&["run", "--watch", "-f", "-"])).expect(2);
+    assert!(stdin.stderr.contains("hint: pass `-f FILE`"), "{}", stdin.stderr);
+}
+
+/// Opens a terminal with a watched run whose step does not end.
+fn watched() -> (Project, Terminal) {
+    let project = Project::with_steps(&[("wait", "sleep 600", None)]);
+    let mut terminal = Terminal::open_with(&project, &["run", "--watch", "--runner", "process"], |hm| {
+        hm.env("NO_COLOR", "1");
+    });
+    terminal.expect_row("the step", |row| row.contains("wait "));
+    (project, terminal)
 }

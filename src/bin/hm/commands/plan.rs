@@ -1,18 +1,21 @@
 //! `hm plan`.
 
+mod forecast;
 mod graph;
+mod tree;
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use hm_exec::{
     Plan, RunnerSet,
+    cache::Prediction,
     ir::EdgeKind,
     plan::{self, BindOptions, BoundPlan, PlannedInput, SoftFail, StepIndex},
 };
 use serde::Serialize;
 use serde_json::Value;
 
-use self::graph::GraphFormat;
+use self::{forecast::Forecast, graph::GraphFormat};
 use super::{AnswerFormat, note_ignored, print, print_json};
 use crate::{
     args::{BindArgs, SourceArgs},
@@ -21,15 +24,16 @@ use crate::{
     failure::Outcome,
     part::PartArgs,
     pipelines::{self, parse},
-    reporter::{style::Style, text},
+    reporter::style::Style,
     runners::Runners,
     warnings,
 };
 
 /// Show what would run, in which order and on which runner, without running it
 ///
-/// Fails for every reason that would make `hm run` fail before it starts a step. With `-v`, shows the
-/// arguments of each step, and where they came from.
+/// Says for each step whether its result is in the cache, and if not, why it would run, and how long it took
+/// the last time. Fails for every reason that would make `hm run` fail before it starts a step. With `-v`,
+/// shows the command and the arguments of each step, and where the arguments came from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -56,6 +60,8 @@ struct Shown<'a> {
     pipeline: &'a str,
     timeout_seconds: Option<u64>,
     chain_count: usize,
+    /// How long the run takes at least, if all times are known.
+    expected_ms: Option<u64>,
     /// In an order in which the steps could run one by one.
     steps: Vec<ShownStep<'a>>,
 }
@@ -82,6 +88,10 @@ struct ShownStep<'a> {
     arguments: BTreeMap<String, ShownArgument>,
     cmd: &'a str,
     env: &'a hm_exec::ir::Env,
+    /// Whether the step would run now. `None` if that is not known.
+    prediction: Option<&'a Prediction>,
+    /// How long it took when it last ran.
+    last_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,11 +119,11 @@ enum ShownSoftFail<'a> {
 #[derive(Debug, Clone, Copy)]
 enum PlanForm {
     Json,
-    Text { has_arguments: bool },
+    Text { is_verbose: bool },
     Graph(GraphFormat),
 }
 
-/// Shows the plan. With `is_verbose`, the text has the arguments of steps, too.
+/// Shows the plan. With `is_verbose`, the text has the commands and arguments of steps, too.
 pub(crate) fn run(args: &Args, is_verbose: bool) -> Outcome<ExitCode> {
     let form = args.graph.map_or_else(|| answer_form(args.format, is_verbose), PlanForm::Graph);
     print_plan(&args.source, &args.part, &args.bind, form)
@@ -129,10 +139,10 @@ pub(super) fn dry_run(
     print_plan(source, part, bind, answer_form(format, false))
 }
 
-fn answer_form(format: AnswerFormat, has_arguments: bool) -> PlanForm {
+fn answer_form(format: AnswerFormat, is_verbose: bool) -> PlanForm {
     match format {
         AnswerFormat::Json => PlanForm::Json,
-        AnswerFormat::Text => PlanForm::Text { has_arguments },
+        AnswerFormat::Text => PlanForm::Text { is_verbose },
     }
 }
 
@@ -150,11 +160,15 @@ fn print_plan(source: &SourceArgs, part: &PartArgs, bind: &BindArgs, form: PlanF
         .map_err(|invalid| definition.invalid(&invalid))?;
     warnings::of_plan(&bound);
     warnings::of_tables(&bound, &options.step_tables);
-    let shown = show(&definition.name, &bound, |step| arguments(step, &plan, &bound, &options));
+    let forecast = match form {
+        PlanForm::Graph(_) => Forecast::default(),
+        PlanForm::Json | PlanForm::Text { .. } => Forecast::read(&found, &plan, &options, sources),
+    };
+    let shown = show(&definition.name, &bound, &forecast, |step| arguments(step, &plan, &bound, &options));
     match form {
         PlanForm::Graph(language) => print(&graph::text(&shown, language)),
         PlanForm::Json => print_json(&shown),
-        PlanForm::Text { has_arguments } => print(&as_text(&shown, has_arguments)),
+        PlanForm::Text { is_verbose } => print(&tree::text(&shown, is_verbose, Style::of(&std::io::stdout()))),
     }
 }
 
@@ -192,9 +206,11 @@ fn arguments(
 fn show<'a>(
     pipeline: &'a str,
     bound: &'a BoundPlan,
+    forecast: &'a Forecast,
     arguments: impl Fn(StepIndex) -> BTreeMap<String, ShownArgument>,
 ) -> Shown<'a> {
     let key = |step: StepIndex| &*bound.steps[step.get()].step.key;
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let input = |it: &'a PlannedInput| ShownInput { step: key(it.step), path: &it.path, target: &it.target };
     let steps = bound.dag.order().iter().map(|&index| {
         let step = &bound.steps[index.get()];
@@ -224,65 +240,15 @@ fn show<'a>(
             arguments: arguments(index),
             cmd: &step.step.cmd,
             env: &step.env,
+            prediction: forecast.prediction(index),
+            last_ms: forecast.duration(index).map(ms),
         }
     });
     Shown {
         pipeline,
         timeout_seconds: bound.timeout.map(|timeout| timeout.as_secs()),
         chain_count: bound.dag.chain_count(),
+        expected_ms: forecast.least(bound).map(ms),
         steps: steps.collect(),
     }
-}
-
-fn as_text(shown: &Shown<'_>, is_verbose: bool) -> String {
-    let style = Style::of(&std::io::stdout());
-    let mut out = format!(
-        "{}: {} in {}",
-        text::clean(shown.pipeline),
-        text::count(shown.steps.len(), "step"),
-        text::count(shown.chain_count, "chain"),
-    );
-    if let Some(seconds) = shown.timeout_seconds {
-        out.push_str(&format!(", timeout {seconds} s"));
-    }
-    out.push('\n');
-    for step in &shown.steps {
-        let key = text::clean(step.key);
-        out.push_str(&format!("\n{} on {}", style.name(&key), step.runner));
-        match (step.builds_in, step.image) {
-            (Some(parent), _) => out.push_str(&format!(", from step {}", style.name(&text::clean(parent)))),
-            (None, Some(image)) => out.push_str(&format!(", from image {}", text::clean(image))),
-            (None, None) => {}
-        }
-        if !step.depends_on.is_empty() {
-            let waits: Vec<_> = step.depends_on.iter().map(|key| style.name(&text::clean(key))).collect();
-            out.push_str(&format!(", after {}", waits.join(", ")));
-        }
-        if let Some(seconds) = step.timeout_seconds {
-            out.push_str(&format!(", timeout {seconds} s"));
-        }
-        if step.retries > 0 {
-            out.push_str(&format!(", retries {}", step.retries));
-        }
-        match &step.soft_fail {
-            ShownSoftFail::All(true) => out.push_str(", may fail"),
-            ShownSoftFail::All(false) => {}
-            ShownSoftFail::Codes(codes) => {
-                let codes: Vec<_> = codes.iter().map(u8::to_string).collect();
-                out.push_str(&format!(", may fail with {}", codes.join(", ")));
-            }
-        }
-        out.push('\n');
-        for ShownInput { step, path, target } in &step.inputs {
-            out.push_str(&format!("  {}\n", text::clean(&format!("{target}: {path} of step {step}"))));
-        }
-        for (name, ShownArgument { value, from }) in step.arguments.iter().filter(|_| is_verbose) {
-            out.push_str(&format!("  {}\n", text::clean(&format!("{name} = {value} ({from})"))));
-        }
-        for line in step.cmd.lines() {
-            let line = text::clean(line);
-            out.push_str(&format!("  {}\n", style.dim(&line)));
-        }
-    }
-    out
 }

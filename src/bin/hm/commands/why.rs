@@ -135,35 +135,39 @@ fn why_missed(explanation: &Explanation, reason: CacheMissReason, message: Optio
 }
 
 fn push_differences(out: &mut String, explanation: &Explanation) {
-    for difference in &explanation.differences {
-        let line = match difference {
-            Difference::DslKey => "its cache policy's key changed (computed by the pipeline's language)".into(),
-            Difference::Project { was, is } => changed("the project", was, is),
-            Difference::SourceTimes { was, is } => changed("`times` of [source] in hm.toml", was.as_str(), is.as_str()),
-            Difference::Inputs => "files that match its `on_change` paths changed".into(),
-            Difference::StepInput { step, path } => format!("its input {} changed", input(step, path)),
-            Difference::StepInputAdded { step, path } => format!("the input {} was added", input(step, path)),
-            Difference::StepInputRemoved { step, path } => format!("the input {} was removed", input(step, path)),
-            Difference::RunnerArgs => "its `runner_args` changed".into(),
-            Difference::Command => "its command changed".into(),
-            Difference::EnvAdded { name } => format!("variable {} was added", text::clean(name)),
-            Difference::EnvRemoved { name } => format!("variable {} was removed", text::clean(name)),
-            Difference::EnvChanged { name } => format!("the value of variable {} changed", text::clean(name)),
-            Difference::Image { was, is } => changed("its image", was, is),
-            Difference::ImageContent { image, was, is } => {
-                changed(&format!("the content of image {}", text::clean(image)), was, is)
-            }
-            Difference::Parent { was, is } => {
-                let named = |step: &Option<String>| step.as_deref().map_or_else(|| "an image".into(), text::clean);
-                changed("its parent", &named(was), &named(is))
-            }
-            Difference::ParentSnapshot { parent } => format!("the result of {} changed", text::clean(parent)),
-            Difference::Runner { was, is } => changed("its runner", was, is),
-            Difference::Platform { was, is } => changed("the platform", was, is),
-            Difference::Mode { was, is } => changed("its runner's mode", was, is),
-            other => format!("{other:?}"),
-        };
-        out.push_str(&format!("  {line}\n"));
+    for different in &explanation.differences {
+        out.push_str(&format!("  {}\n", difference(different)));
+    }
+}
+
+/// Describes what differs from an earlier run.
+pub(super) fn difference(difference: &Difference) -> String {
+    match difference {
+        Difference::DslKey => "its cache policy's key changed (computed by the pipeline's language)".into(),
+        Difference::Project { was, is } => changed("the project", was, is),
+        Difference::SourceTimes { was, is } => changed("`times` of [source] in hm.toml", was.as_str(), is.as_str()),
+        Difference::Inputs => "files that match its `on_change` paths changed".into(),
+        Difference::StepInput { step, path } => format!("its input {} changed", input(step, path)),
+        Difference::StepInputAdded { step, path } => format!("the input {} was added", input(step, path)),
+        Difference::StepInputRemoved { step, path } => format!("the input {} was removed", input(step, path)),
+        Difference::RunnerArgs => "its `runner_args` changed".into(),
+        Difference::Command => "its command changed".into(),
+        Difference::EnvAdded { name } => format!("variable {} was added", text::clean(name)),
+        Difference::EnvRemoved { name } => format!("variable {} was removed", text::clean(name)),
+        Difference::EnvChanged { name } => format!("the value of variable {} changed", text::clean(name)),
+        Difference::Image { was, is } => changed("its image", was, is),
+        Difference::ImageContent { image, was, is } => {
+            changed(&format!("the content of image {}", text::clean(image)), was, is)
+        }
+        Difference::Parent { was, is } => {
+            let named = |step: &Option<String>| step.as_deref().map_or_else(|| "an image".into(), text::clean);
+            changed("its parent", &named(was), &named(is))
+        }
+        Difference::ParentSnapshot { parent } => format!("the result of {} changed", text::clean(parent)),
+        Difference::Runner { was, is } => changed("its runner", was, is),
+        Difference::Platform { was, is } => changed("the platform", was, is),
+        Difference::Mode { was, is } => changed("its runner's mode", was, is),
+        other => format!("{other:?}"),
     }
 }
 

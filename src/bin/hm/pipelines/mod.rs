@@ -183,14 +183,18 @@ impl Source {
         self.list_while(|| ())
     }
 
+    /// Returns the pipelines of `.hm/` that are IR files. No program runs for that.
+    pub(crate) fn ir_files(&self) -> Outcome<Vec<Definition>> {
+        self.hm_dir()?;
+        let project = self.project()?;
+        files(&project, "json")?.iter().map(|path| read_ir(&project, path)).collect()
+    }
+
     /// Returns every pipeline of `.hm/`, by name. Calls `meanwhile` before other programs render pipelines.
     fn list_while(&self, meanwhile: impl FnOnce()) -> Outcome<Vec<Definition>> {
         let hm_dir = self.hm_dir()?;
         let project = self.project()?;
-        let mut found = Vec::new();
-        for path in files(&project, "json")? {
-            found.push(read_ir(&project, &path)?);
-        }
+        let mut found = self.ir_files()?;
         let dir = hm_dir.parent().unwrap_or(hm_dir);
         let scripted = python::Project { dir, source: &self.dir, checkout: &self.checkout, offline: self.offline };
         let (py, ts) = (scripts(&project, &["py"])?, scripts(&project, &["ts", "mts"])?);

@@ -8,6 +8,7 @@ mod human;
 mod json;
 mod json_line;
 mod last_screen;
+mod live_lines;
 mod plan_view;
 mod progress;
 mod published;
@@ -36,15 +37,17 @@ use hm_exec::{
     event::{EventBatch, LogLines},
     plan::BoundPlan,
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use last_screen::Canvas;
+use live_lines::BeginAnew;
 use plan_view::PlanView;
 use published::PlanFacts;
-use rustix::termios::tcgetwinsize;
+use rustix::{process::Signal, termios::tcgetwinsize};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use style::Style;
 use tokio::{
+    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::unconstrained,
 };
@@ -169,7 +172,7 @@ impl Waiting {
         if !(io::stdout().is_terminal() && io::stderr().is_terminal()) {
             return Self(None);
         }
-        let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let spinner = ProgressBar::with_draw_target(None, live_lines::draw_target(&BeginAnew::default()));
         spinner.set_style(ProgressStyle::default_spinner());
         spinner.set_message(what);
         spinner.enable_steady_tick(Duration::from_millis(80));
@@ -204,6 +207,8 @@ trait Reporter {
     fn is_dirty(&self) -> bool;
     /// Writes the buffered text.
     fn flush(&mut self);
+    /// Called when the process continues after it was stopped, and the shell has used the terminal.
+    fn continued(&mut self) {}
     /// Shows the end of a build whose end is not among its events, because the user killed it.
     fn killed(&mut self) {}
     /// Writes the buffered text. Returns an error if not everything could be written.
@@ -284,11 +289,13 @@ async fn show(
     mut reporter: Box<dyn Reporter>,
     is_killed: &AtomicBool,
 ) -> io::Result<()> {
+    let mut continued = signal(SignalKind::from_raw(Signal::CONT.as_raw()))?;
     let interval = reporter.tick_interval();
     let mut next_tick = Instant::now() + interval;
     loop {
         tokio::select! {
             biased;
+            Some(()) = continued.recv() => reporter.continued(),
             Some(text) = notices.recv() => reporter.notice(&text),
             batch = events.next_batch() => {
                 let Some(batch) = batch else { break };

@@ -8,12 +8,13 @@ use std::{
 };
 
 use hm_exec::{BuildEvent, BuildStatus, StepStatus, event::LogLines};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
 use super::{
     BufferedWriter, Reporter, StdWriter,
     last_screen::{self, Canvas},
+    live_lines::{self, BeginAnew},
     plan_view::PlanView,
     steps::{Steps, accepted, ending, is_failure},
     style::Style,
@@ -38,10 +39,12 @@ pub(super) struct Progress {
     running: HashMap<Uuid, Running>,
     /// Running steps in the order in which they started; some may have ended since.
     unshown: VecDeque<Uuid>,
-    shown: usize,
+    /// The steps that have bars, from top to bottom.
+    shown: Vec<Uuid>,
     started: Instant,
     max_bars: usize,
     has_ended: bool,
+    begin_anew: BeginAnew,
 }
 
 /// A running step. It gets a bar at the first tick that finds it running, so that many short steps draw none.
@@ -90,10 +93,11 @@ impl Write for Above {
 impl Progress {
     pub(super) fn new(style: Style, show_logs: bool, plan: PlanView) -> Self {
         let template = |text| ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_spinner());
-        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        let begin_anew = BeginAnew::default();
+        let bars = MultiProgress::with_draw_target(live_lines::draw_target(&begin_anew));
         let total = bars.add(ProgressBar::new_spinner().with_style(template("{msg}")));
-        let spinner =
-            if style.colors { "{spinner:.cyan} {prefix} {wide_msg:.dim}" } else { "{spinner} {prefix} {wide_msg}" };
+        // Not in indicatif's notation, which asks another stream whether it is a terminal.
+        let spinner = format!("{} {{prefix}} {}", style.name("{spinner}"), style.dim("{wide_msg}"));
         Self {
             out: BufferedWriter::new(Above {
                 bars: bars.clone(),
@@ -102,16 +106,17 @@ impl Progress {
             }),
             bars,
             total,
-            bar_style: template(spinner),
+            bar_style: template(&spinner),
             style,
             show_logs,
             steps: Steps::new(plan),
             running: HashMap::new(),
             unshown: VecDeque::new(),
-            shown: 0,
+            shown: Vec::new(),
             started: Instant::now(),
             max_bars: 1,
             has_ended: false,
+            begin_anew,
         }
     }
 
@@ -133,7 +138,7 @@ impl Progress {
         let Some(running) = self.running.remove(&step_id) else { return };
         if let Some(bar) = running.bar {
             self.bars.remove(&bar);
-            self.shown -= 1;
+            self.shown.retain(|shown| *shown != step_id);
         }
     }
 
@@ -155,9 +160,17 @@ impl Progress {
         }
     }
 
-    /// Creates bars for steps that still run.
+    /// Creates bars for steps that still run, or removes some if the terminal has become smaller.
     fn show_running(&mut self) {
-        while self.shown < self.max_bars
+        while self.shown.len() > self.max_bars
+            && let Some(step_id) = self.shown.pop()
+        {
+            if let Some(bar) = self.running.get_mut(&step_id).and_then(|running| running.bar.take()) {
+                self.bars.remove(&bar);
+                self.unshown.push_front(step_id);
+            }
+        }
+        while self.shown.len() < self.max_bars
             && let Some(step_id) = self.unshown.pop_front()
         {
             if let Some(running) = self.running.get_mut(&step_id)
@@ -166,7 +179,7 @@ impl Progress {
                 let bar = self.bars.insert_before(&self.total, ProgressBar::new_spinner());
                 bar.set_style(self.bar_style.clone());
                 running.bar = Some(bar);
-                self.shown += 1;
+                self.shown.push(step_id);
             }
         }
     }
@@ -246,8 +259,8 @@ impl Reporter for Progress {
             bar.tick();
         }
         let mut total = format!("{}/{} steps", self.steps.ended(), self.steps.len());
-        if self.running.len() > self.shown {
-            total.push_str(&format!(" · … {} more running", self.running.len() - self.shown));
+        if self.running.len() > self.shown.len() {
+            total.push_str(&format!(" · … {} more running", self.running.len() - self.shown.len()));
         }
         total.push_str(&format!(" · {}", text::duration(self.started.elapsed())));
         self.total.set_message(text::cut(&total, columns.saturating_sub(FREE_COLUMNS)).into_owned());
@@ -264,6 +277,10 @@ impl Reporter for Progress {
 
     fn flush(&mut self) {
         self.out.flush();
+    }
+
+    fn continued(&mut self) {
+        self.begin_anew.request();
     }
 
     fn killed(&mut self) {

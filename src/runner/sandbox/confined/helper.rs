@@ -116,6 +116,7 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         workdir: order.workdir,
         argv: order.argv,
         pack: None,
+        trace: None,
         terminal: false,
         env: order.env,
     };
@@ -129,7 +130,7 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         End::OutOfMemory => ConfinedEnd::OutOfMemory,
         End::TooManyProcesses => ConfinedEnd::TooManyProcesses,
         End::TimedOut => ConfinedEnd::TimedOut,
-        End::Killed | End::Interrupted => ConfinedEnd::Killed,
+        End::Killed | End::Interrupted | End::Untraceable => ConfinedEnd::Killed,
     })
 }
 

@@ -38,6 +38,10 @@ pub(super) enum Verdict {
     DenyValues(&'static [u32]),
     /// Allowed if the first argument is one of these values.
     AllowValues(&'static [u32]),
+    /// Reported to the filter's listener.
+    Notify,
+    /// Reported if the first argument is this value.
+    NotifyValue(u32),
 }
 
 fn instruction(code: u16, k: u32) -> sock_filter {
@@ -111,6 +115,7 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
     let allow = instruction(RETURN, libc::SECCOMP_RET_ALLOW);
     let errno = |number: u16| instruction(RETURN, libc::SECCOMP_RET_ERRNO | u32::from(number));
     let perm = errno(libc::EPERM as u16);
+    let notify = instruction(RETURN, libc::SECCOMP_RET_USER_NOTIF);
     match verdict {
         Verdict::Allow => vec![allow],
         Verdict::Errno(number) => vec![errno(number)],
@@ -122,6 +127,10 @@ fn leaf(verdict: Verdict) -> Vec<sock_filter> {
             code.extend(values.iter().flat_map(|&value| [branch(JUMP_EQUAL, value, 0, 1), perm]));
             code.push(allow);
             code
+        }
+        Verdict::Notify => vec![notify],
+        Verdict::NotifyValue(value) => {
+            vec![instruction(LOAD, argument(0)), branch(JUMP_EQUAL, value, 0, 1), notify, allow]
         }
         Verdict::AllowValues(values) => {
             let mut code = vec![instruction(LOAD, argument(0))];

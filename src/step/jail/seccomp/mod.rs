@@ -10,6 +10,7 @@ mod filter;
 use libc::{c_long, sock_filter};
 
 use self::filter::{Verdict, program};
+use super::trace;
 
 const PERM: Verdict = Verdict::Errno(libc::EPERM as u16);
 const NOSYS: Verdict = Verdict::Errno(libc::ENOSYS as u16);
@@ -161,6 +162,18 @@ pub(crate) fn for_readers() -> Vec<sock_filter> {
     program(vec![(number(libc::SYS_socket), UNIX_SOCKET)], arch::COMPAT_SOCKETS.to_vec(), Verdict::Allow)
 }
 
+/// Returns the additional filter of a traced step, which reports every call that names a path. Calls that
+/// another filter denies are not reported.
+pub(crate) fn traced() -> Vec<sock_filter> {
+    const SET_MODE_FILTER: u32 = 1;
+    let native = trace::reported().map(|call| (call, Verdict::Notify)).chain([
+        (number(libc::SYS_seccomp), Verdict::NotifyValue(SET_MODE_FILTER)),
+        (number(libc::SYS_prctl), Verdict::NotifyValue(libc::PR_SET_SECCOMP.cast_unsigned())),
+    ]);
+    let compat = trace::FOREIGN.iter().map(|&call| (call, Verdict::Notify));
+    program(native.collect(), compat.collect(), Verdict::Allow)
+}
+
 fn natives<'a>(calls: impl Iterator<Item = &'a c_long>, verdict: Verdict) -> impl Iterator<Item = (u32, Verdict)> {
     calls.map(move |&call| (number(call), verdict))
 }
@@ -265,6 +278,33 @@ mod tests {
             assert_eq!(run(&program, compat, 359, [libc::AF_UNIX.cast_unsigned(), 0, 0]), EPERM);
             assert_eq!(run(&program, compat, 102, [0; 3]), EPERM);
         }
+    }
+
+    #[test]
+    fn calls_that_name_paths_are_reported() {
+        let program = traced();
+        let native = |call, argument| run(&program, arch::NATIVE, number(call), [argument, 0, 0]);
+        for call in [libc::SYS_openat, libc::SYS_execve, libc::SYS_renameat2, libc::SYS_getdents64, libc::SYS_statx] {
+            assert_eq!(native(call, 0), libc::SECCOMP_RET_USER_NOTIF, "call {call}");
+        }
+        for call in [libc::SYS_read, libc::SYS_write, libc::SYS_close, libc::SYS_fstat, libc::SYS_mmap] {
+            assert_eq!(native(call, 0), ALLOW, "call {call}");
+        }
+        assert_eq!(native(libc::SYS_prctl, libc::PR_SET_NAME.cast_unsigned()), ALLOW);
+        assert_eq!(native(libc::SYS_prctl, libc::PR_SET_SECCOMP.cast_unsigned()), libc::SECCOMP_RET_USER_NOTIF);
+        if let Some(compat) = arch::COMPAT {
+            assert_eq!(run(&program, compat, 5, [0; 3]), libc::SECCOMP_RET_USER_NOTIF);
+        }
+    }
+
+    #[test]
+    fn what_can_open_files_without_a_reported_call_is_denied() {
+        let program = denied(false);
+        for call in [libc::SYS_io_uring_setup, libc::SYS_open_by_handle_at, libc::SYS_open_tree, libc::SYS_mount] {
+            assert_eq!(run(&program, arch::NATIVE, number(call), [0; 3]), EPERM, "call {call}");
+        }
+        // x32.
+        assert_eq!(run(&program, arch::NATIVE, 0x4000_0002, [0; 3]), ENOSYS);
     }
 
     #[test]

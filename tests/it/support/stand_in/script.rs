@@ -186,7 +186,7 @@ impl Build {
         job.retry.is_some() && self.canceled.is_none() && !is_last
     }
 
-    /// Returns whether a failed attempt has output that no connection has got. Its job does not run again before that.
+    /// Returns whether a failed attempt has output that no connection has got. Its job waits for that.
     pub(super) fn waits_for_a_reader(&self) -> bool {
         let waits = |at: usize| {
             let job = &self.script.jobs[at];

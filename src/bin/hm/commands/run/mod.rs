@@ -3,6 +3,7 @@
 mod next_commands;
 mod service;
 mod short_help;
+mod watch;
 
 use std::{
     future::Future,
@@ -34,7 +35,7 @@ use self::{
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
-    commands::{AnswerFormat, cache, plan},
+    commands::{AnswerFormat, cache, inputs, plan},
     config::{BackendName, ConfigArgs},
     exit_code,
     failure::{Failure, Outcome},
@@ -59,6 +60,7 @@ Examples:
   hm render ci | hm run -f - -d ../src   run a pipeline from stdin on another source directory
   hm run ci unit lint                    run two steps of pipeline ci, and what they need
   hm run ci --failed                     run what did not pass in the last run
+  hm run ci unit --watch                 run a step again after every edit
   hm run --refresh apt-base              run this step, and the steps that build in it, again
   hm run --secret TOKEN=file:token.txt   provide a secret at /run/secrets/TOKEN
 
@@ -124,6 +126,10 @@ pub(crate) struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Run again after every edit of the source or the pipelines; a run in progress is stopped then
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
+
     #[command(flatten)]
     bind: BindArgs,
 
@@ -159,6 +165,10 @@ pub(crate) struct Args {
     /// Ignore and overwrite the cached results of this step and of the steps that build in it (repeatable)
     #[arg(long, value_name = "STEP")]
     refresh: Vec<String>,
+
+    /// Record what steps in the sandbox read, and compare it with their `on_change` (`hm inputs` prints it)
+    #[arg(long)]
+    check_inputs: bool,
 
     /// Mount a directory of this machine, read-only, in steps on image `host` (repeatable)
     #[arg(long = "host-dir", value_name = "DIR")]
@@ -232,6 +242,9 @@ enum End {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    if args.watch {
+        return watch::run(args);
+    }
     if args.dry_run {
         let is_json = args.format.is_some_and(Format::is_json);
         let format = if is_json { AnswerFormat::Json } else { AnswerFormat::Text };
@@ -318,6 +331,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.services = bind.services;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
+    request.options.trace_inputs = args.check_inputs;
     request.options.timeout = args.timeout;
     request.options.watch = true;
 
@@ -329,8 +343,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
     }
     warnings::of_plan(&bound);
+    if args.check_inputs {
+        warnings::of_untraced(&bound);
+    }
     warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
+    let declared = args.check_inputs.then(|| inputs::declared(&request.plan));
     let names = TypedNames::new(args.source.dir.is_some());
     let view = View::new(format, args.logs, &bound, &request, names);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
@@ -366,6 +384,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 Failure::full_store().report();
             } else if !format.is_json() {
                 print_next_commands(&store, &outcome, names, format, again(args))?;
+            }
+            if let (Some(declared), Some(store), Some(run)) = (&declared, store.get_opened(), run_id) {
+                inputs::report(&store, run, declared, &request.repo_root)?;
             }
             cache::collect_if_due(&store, run_id);
             Ok(exit_code::of_build(outcome.status))

@@ -66,6 +66,7 @@ pub(super) fn check(args: &Args) -> Outcome<()> {
         ("--runner", args.bind.runner.is_some()),
         ("--host-dir", !args.host_dirs.is_empty()),
         ("--keep", args.keep),
+        ("--check-inputs", args.check_inputs),
         ("--no-cache", args.no_cache),
         ("--no-caches", args.no_caches),
         ("--refresh", !args.refresh.is_empty()),

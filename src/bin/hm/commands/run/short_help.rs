@@ -10,6 +10,7 @@ const SHOWN: &[(&str, &str)] = &[
     ("from", "Run this step, and what waits for it"),
     ("failed", "Run what did not pass in the last run"),
     ("dry_run", "Print what would run, and run nothing"),
+    ("watch", "Run again after every edit"),
     ("file", "Read the pipeline from a file, not .hm/"),
     ("dir", "The source directory"),
     ("jobs", "How many steps run at once"),

@@ -118,7 +118,8 @@ fn run_in(dir: &Path, input: &StepInput, oneshot: &OneShot) -> Result<StepOutput
         End::TooManyProcesses => Exit::Exited { code: KILLED.into(), too_many_processes: true },
         End::TimedOut => Exit::TimedOut,
         End::Interrupted => Exit::Terminated,
-        End::Killed => {
+        // Steps are not traced here.
+        End::Killed | End::Untraceable => {
             return Err(Failure::passing("the step was killed by another process, or this machine is out of memory"));
         }
     };
@@ -169,6 +170,7 @@ fn spec(
         workdir: c_string("the work directory", &*input.workdir)?,
         argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.command)?],
         pack: None,
+        trace: None,
         terminal: false,
         env: env.into_iter().map(|(name, value)| variable(name, value)).collect::<Result<_, _>>()?,
     })

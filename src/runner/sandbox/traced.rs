@@ -1,0 +1,240 @@
+//! One run of a step's command; what its tracer is given, and what becomes of its trace.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::fs::MemfdFlags;
+
+use super::{
+    attempt::{self, Control, Order, Supervised},
+    boot::Boot,
+    cache_dirs,
+    cgroup::Limited,
+    jail::{
+        DEFAULT_ENV, End, Root, TraceSpec,
+        trace::{Reason, Trace},
+    },
+    own_network::{self, Destinations, StepNamespace},
+    runner::SandboxRunner,
+    services::{self, Served},
+    step_output::StepOutput,
+};
+use crate::{
+    blocking, cache,
+    model::StdStream,
+    network::NetworkSummary,
+    runner::{ExecutorInput, Limits, Network, RunnerError, StepContext, machine_memory::MemoryWatch},
+    store::Store,
+    userns::Zygote,
+};
+
+/// The line between the output of a step that could not be traced and that of its second run.
+const AGAIN: &str =
+    "hm: a program of this step traces others by seccomp, so the step is run again without being traced\n";
+
+/// What running a step's command takes.
+#[derive(Clone, Copy)]
+pub(super) struct Once<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) zygote: &'a Arc<Zygote>,
+    pub(super) ctx: &'a StepContext,
+    pub(super) input: &'a ExecutorInput,
+    pub(super) limits: &'a Limits,
+}
+
+/// A step's command that was run.
+pub(super) struct Ran {
+    pub(super) boot: Boot,
+    pub(super) limited: Limited,
+    pub(super) started: MemoryWatch,
+    pub(super) ended: Result<Supervised, RunnerError>,
+    /// Whether all processes of the step and of its services are known to be dead.
+    pub(super) all_dead: bool,
+    /// What its services, or its connections, say about its failure, if it failed.
+    pub(super) hint: Option<String>,
+    /// Whether it certainly used no network.
+    is_unused: bool,
+}
+
+impl SandboxRunner {
+    /// Runs the step's command.
+    pub(super) async fn once(&self, once: Once<'_>, tracing: Option<&Tracing>) -> Result<Ran, RunnerError> {
+        let Once { store, zygote, ctx, input, limits } = once;
+        let trace = tracing.map(|tracing| &tracing.file);
+        let mut context = self.boot_context(store, zygote);
+        context.caches = cache_dirs::wanted(&limits.caches, ctx, zygote.id_map());
+        let destinations = tracing.map(|tracing| tracing.destinations.clone());
+        let sink = own_network::journal(&ctx.event_bus, input.step_id, destinations);
+        // A new network takes as long as a third of the rest.
+        let (mut boot, network) = tokio::try_join!(context.boot(ctx, input), self.network(zygote, limits, sink))?;
+        self.bring_inputs(store, ctx, input, &mut boot).await?;
+        let limited = self.hold(limits);
+        let jail = self.jail(zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
+        let mut spec = Self::spec(jail, &boot, (limits, &limited), ctx, input)?;
+        spec.trace = trace.map(|_| trace_spec(&boot)).transpose()?;
+        let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
+        let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
+        let namespace = StepNamespace::of(limits, network.as_ref());
+        let order = Order { spec: &spec, network: namespace, trace: trace.map(AsFd::as_fd) };
+        let started = MemoryWatch::start();
+        let Served { ended, all_dead, hint } = match limits.services.is_empty() {
+            true => Served::alone(attempt::run(zygote, order, control, &output).await),
+            false => Box::pin(services::run(self, &context, ((limits, &limited), ctx, input), order)).await,
+        };
+        let mut summary = match network.filter(|_| all_dead) {
+            Some(network) => network.end().await,
+            None => NetworkSummary::default(),
+        };
+        // Checks of services are refused until those listen.
+        summary.refused_within &= limits.services.is_empty();
+        let hint = hint.or(own_network::hint(&summary));
+        Ok(Ran { boot, limited, started, ended, all_dead, hint, is_unused: summary.is_unused })
+    }
+
+    /// Runs the step's command and keeps its trace. If the command cannot be traced, runs it again.
+    pub(super) async fn traced(&self, once: Once<'_>, dir: &Arc<Path>) -> Result<Ran, RunnerError> {
+        let Once { ctx, input, limits, .. } = once;
+        let traced = Traced { dir, ctx, input };
+        let file = TraceFile::new().map_err(|error| RunnerError::infrastructure("make a file for the trace", error))?;
+        let tracing = Tracing { file, destinations: Destinations::default() };
+        let ran = self.once(once, Some(&tracing)).await?;
+        match &ran.ended {
+            Ok(Supervised { end: End::Untraceable, .. }) => {
+                ran.boot.discard();
+                drop(ran.limited);
+                ctx.event_bus.output(input.step_id, StdStream::Stderr, AGAIN.as_bytes()).await;
+                traced.keep_untraceable().await;
+                self.once(once, None).await
+            }
+            Ok(Supervised { end: End::Exited { .. }, .. }) => {
+                let variables = ran.boot.env.keys().cloned().collect();
+                let reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
+                traced.keep(tracing.file, variables, reasons).await;
+                Ok(ran)
+            }
+            // Such a step has no result that could be reused.
+            _ => Ok(ran),
+        }
+    }
+}
+
+/// What the trace of an attempt is collected in.
+#[derive(Debug)]
+pub(super) struct Tracing {
+    file: TraceFile,
+    destinations: Destinations,
+}
+
+/// The file that the step's pid 1 writes the trace to.
+#[derive(Debug)]
+pub(super) struct TraceFile(OwnedFd);
+
+/// The facts about an attempt that belong in its trace.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Traced<'a> {
+    pub(super) dir: &'a Arc<Path>,
+    pub(super) ctx: &'a StepContext,
+    pub(super) input: &'a ExecutorInput,
+}
+
+impl TraceFile {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(rustix::fs::memfd_create(c"hm-trace", MemfdFlags::CLOEXEC)?))
+    }
+
+    /// Reads what pid 1 wrote. It is influenced by the step.
+    fn read(self) -> io::Result<Trace> {
+        let mut file = File::from(self.0);
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Trace::decode(&bytes).map_err(io::Error::other)
+    }
+}
+
+impl AsFd for TraceFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Describes what the tracer must know of the step's files.
+fn trace_spec(boot: &Boot) -> Result<TraceSpec, RunnerError> {
+    Ok(TraceSpec { uppers: boot.uppers()? })
+}
+
+impl Traced<'_> {
+    /// Keeps the trace of an attempt. Traces are advisory: if one cannot be kept, that is a warning.
+    pub(super) async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) {
+        let Self { dir, ctx, input } = self;
+        let variables = DEFAULT_ENV.iter().map(|(name, _)| (*name).to_owned());
+        let variables = variables.chain(image_env).chain(input.env.keys().cloned()).collect();
+        let secrets = Arc::clone(&ctx.secrets);
+        let (dir, step) = (Arc::clone(dir), Arc::clone(&input.step.key));
+        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<()> {
+            let mut trace = file.read()?;
+            trace.variables = variables;
+            trace.reasons.extend(reasons);
+            let has_secret = |path: &[u8]| {
+                secrets
+                    .iter()
+                    .any(|(_, value)| !value.is_empty() && path.windows(value.len()).any(|part| part == value))
+            };
+            let before = trace.entries.len();
+            trace.entries.retain(|path, _| !has_secret(path));
+            let reasons = trace.reasons.len();
+            trace.reasons.retain(|reason| !has_secret(reason.to_string().as_bytes()));
+            if trace.entries.len() < before || trace.reasons.len() < reasons {
+                trace.reasons.insert(Reason::SecretPath);
+            }
+            write(&dir, &step, &trace)
+        });
+        if let Err(error) = keeping.await {
+            tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key);
+        }
+    }
+
+    /// Records that a step ran untraced, because one of its programs traces others.
+    pub(super) async fn keep_untraceable(self) {
+        let (dir, step) = (Arc::clone(self.dir), Arc::clone(&self.input.step.key));
+        let trace = Trace { reasons: [Reason::OwnFilter].into(), ..Trace::default() };
+        let keeping = blocking::run("keep the trace of a step", move || write(&dir, &step, &trace));
+        if let Err(error) = keeping.await {
+            tracing::warn!("failed to keep the trace of step {}: {error}", self.input.step.key);
+        }
+    }
+}
+
+/// Writes a step's trace to the directory of a run's traces.
+fn write(dir: &Path, step: &str, trace: &Trace) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let path = cache::trace_path(dir, step);
+    // An earlier attempt of the step may have left one, and a reader must never see a part.
+    let new = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(&new)?.write_all(&trace.encode()?)?;
+    fs::rename(new, path)
+}
+
+/// Returns the reasons that the network gives.
+fn network_reasons(limits: &Limits, is_unused: bool, destinations: &Destinations) -> Vec<Reason> {
+    match limits.network {
+        Network::None => Vec::new(),
+        Network::Host => vec![Reason::SharedNetwork],
+        Network::Private if is_unused => Vec::new(),
+        Network::Private => {
+            let names = destinations.names();
+            // Questions for names are no connections.
+            let names = if names.is_empty() { vec!["names were asked for".to_owned()] } else { names };
+            names.into_iter().map(Reason::Network).collect()
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Predictions: which steps of a build would be found in the cache if it started now.
+//!
+//! The keys are computed as for a lookup, along the plan's order. Nothing is run, recorded or marked as used.
+//! What a remote cache has is not asked for.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{
+    CachingScope, caught, fan_in,
+    inputs::Inputs,
+    key::{KeyContext, is_cached, key_of},
+    lookup::{IdentityAnswer, IdentityQuery, identity},
+};
+use crate::{
+    cache::{
+        BasePart, BaseRecord, BuildCache, CacheVerdict, Cacheable, KeyRecord, LookupRequest, Prediction, StepInputs,
+        is_young,
+    },
+    model::{CacheMissReason, SnapshotRef, StepIndex},
+    plan::{Base, BoundPlan},
+    runner::{CacheIdentity, InputFiles, RunnerSet},
+};
+
+/// What is known of a step after its lookup.
+struct Expected {
+    prediction: Prediction,
+    /// Its result, if it would be found.
+    snapshot: Option<Arc<str>>,
+}
+
+/// Returns the prediction for each step, by index. Reads the source if a step has `on_change` paths.
+pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) -> Vec<Prediction> {
+    let plan = scope.plan;
+    let inputs = Inputs::new(scope);
+    inputs.find().await;
+    let mut identities: BTreeMap<IdentityQuery<'_>, IdentityAnswer> = BTreeMap::new();
+    let mut known: BTreeMap<StepIndex, Expected> = BTreeMap::new();
+    let mut records = Vec::new();
+    for &step in plan.dag.order() {
+        let image = match plan.base(step) {
+            Base::Image(image) => Some(image),
+            Base::Snapshot(_) => None,
+        };
+        let query = (plan.step(step).runner, image);
+        if is_cached(plan, step) && !identities.contains_key(&query) {
+            identities.insert(query, identity(runners, scope.probe_limit, query).await);
+        }
+        let files = match files_of(step, plan, &known) {
+            Files::None => Ok(None),
+            Files::Known(files) => {
+                let read = fan_in::read(runners, (plan.step(step).runner, scope.archives), files);
+                let panicked = |()| Err(Arc::from("the runner panicked; this is a bug in the runner"));
+                caught(read).await.unwrap_or_else(panicked).map(Some)
+            }
+            Files::Unknown(parent) => {
+                let prediction = Prediction::InputRuns { step: plan.step(parent).step.key.to_string() };
+                known.insert(step, Expected { prediction, snapshot: None });
+                continue;
+            }
+        };
+        let own = inputs.get(step).unwrap_or_else(|| Err("its inputs are not known".into()));
+        let inputs = own.and_then(|own| Ok((own, files?)));
+        let expected = look_up(step, scope, (identities.get(&query), inputs), &known, &mut records);
+        known.insert(step, expected);
+    }
+    let mut predictions: Vec<Prediction> = known.into_values().map(|expected| expected.prediction).collect();
+    if let Some(cache) = scope.cache {
+        let mut differences = cache.differences(records).await;
+        for (step, prediction) in plan.dag.steps().zip(&mut predictions) {
+            if let Prediction::Missed { differences: found, .. } = prediction {
+                *found = differences.remove(&*plan.step(step).step.key).unwrap_or_default();
+            }
+        }
+    }
+    predictions
+}
+
+/// The files of other steps that a cached step gets.
+enum Files {
+    None,
+    Known(Vec<InputFiles>),
+    /// This step runs, so its files are not known.
+    Unknown(StepIndex),
+}
+
+fn files_of(step: StepIndex, plan: &BoundPlan, known: &BTreeMap<StepIndex, Expected>) -> Files {
+    let Some(inputs) = plan.inputs.get(&step).filter(|_| is_cached(plan, step)) else { return Files::None };
+    let mut files = Vec::new();
+    for input in inputs {
+        let Some(snapshot) = known.get(&input.step).and_then(|expected| expected.snapshot.clone()) else {
+            return Files::Unknown(input.step);
+        };
+        let key = Arc::clone(&plan.step(input.step).step.key);
+        files.push(InputFiles::new((key, SnapshotRef(snapshot)), Arc::clone(&input.path), Arc::clone(&input.target)));
+    }
+    Files::Known(files)
+}
+
+/// What the key of a step has of files: the digest of those in the source, and those of other steps.
+type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>), Arc<str>>;
+
+/// Looks up one step, whose parents are in `known`.
+fn look_up(
+    step: StepIndex,
+    scope: CachingScope<'_>,
+    (identity, inputs): (Option<&IdentityAnswer>, InputsOfStep),
+    known: &BTreeMap<StepIndex, Expected>,
+    records: &mut Vec<KeyRecord>,
+) -> Expected {
+    let CachingScope { plan, cache, .. } = scope;
+    let bound = plan.step(step);
+    let runs = |prediction| Expected { prediction, snapshot: None };
+    let unavailable = |message: &str| {
+        let reason = CacheMissReason::Unavailable;
+        runs(Prediction::Missed { reason, message: Some(message.into()), differences: Vec::new() })
+    };
+    let (Some(cache), Some(policy), Some(identity)) = (cache, Cacheable::of(&bound.step), identity) else {
+        return runs(Prediction::NotCached);
+    };
+    if bound.is_refreshed {
+        return runs(Prediction::Refreshed);
+    }
+    let (image, mode) = match identity {
+        Ok(Some(CacheIdentity { image, mode })) => (image, mode),
+        Ok(None) => return runs(Prediction::NotCached),
+        Err(message) => return unavailable(message),
+    };
+    let base = match (plan.base(step), image) {
+        (Base::Snapshot(parent), _) => {
+            let key = &plan.step(parent).step.key;
+            match known.get(&parent).and_then(|parent| parent.snapshot.clone()) {
+                Some(snapshot) => BaseRecord::Parent { step: Arc::clone(key), snapshot },
+                None => return runs(Prediction::ParentRuns { parent: key.to_string() }),
+            }
+        }
+        (Base::Image(name), Some(identity)) => {
+            let name = bound.step.image.clone().unwrap_or_else(|| name.into());
+            BaseRecord::Image { name, identity: Arc::clone(identity) }
+        }
+        (Base::Image(_), None) => return unavailable("the runner does not report the identity of the image"),
+    };
+    let (inputs, step_inputs) = match inputs {
+        Ok(inputs) => inputs,
+        Err(message) => return unavailable(&message),
+    };
+    let digest = step_inputs.as_ref().map(|inputs| inputs.digest());
+    let part = match &base {
+        BaseRecord::Image { identity, .. } => BasePart::Image(identity),
+        BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
+    };
+    let (project, source_times) = (cache.project(), cache.source_times());
+    let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
+    let context =
+        KeyContext { base: part, mode, project, source_times, inputs: inputs_part, step_inputs: step_inputs_part };
+    let key = key_of(plan, step, policy.dsl_key, &context);
+    let reason = match find(cache, LookupRequest { key, max_age: policy.max_age }) {
+        Ok(expected) => return expected,
+        Err(reason) => reason,
+    };
+    let runner = plan.runner(step);
+    records.push(KeyRecord {
+        step: Arc::clone(&bound.step),
+        env: Arc::clone(&bound.env),
+        base,
+        key,
+        runner: Arc::clone(&runner.name),
+        runner_version: runner.cache_version,
+        mode: Arc::clone(mode),
+        runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+        inputs,
+        step_inputs,
+        verdict: CacheVerdict::Miss { reason, message: None },
+    });
+    runs(Prediction::Missed { reason, message: None, differences: Vec::new() })
+}
+
+/// Returns the entry of a step, or the reason why there is none that may be used.
+fn find(cache: &BuildCache, request: LookupRequest) -> Result<Expected, CacheMissReason> {
+    let found = cache.read(|get| get(LookupRequest { max_age: None, ..request })).ok_or(CacheMissReason::Absent)?;
+    if !is_young(found.created_at, request.max_age) {
+        return Err(CacheMissReason::Expired);
+    }
+    let prediction = Prediction::Cached { run: found.run, created_at: found.created_at };
+    Ok(Expected { prediction, snapshot: Some(Arc::clone(&found.snapshot.0)) })
+}
