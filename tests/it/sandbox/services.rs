@@ -280,8 +280,12 @@ fn names_of_services_are_those_of_the_configuration() {
         let refused = run(&project, "true", &json!(["db"])).expect(2);
         assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     }
-    // Where a step has no network of its own, there is none to share.
+    // Without consent, `hm plan` shows the pipeline all the same.
+    Ended::of(&mut project.hm(&["plan"])).expect(0);
     project.file(".hm/hm.toml", db);
+    let list = run(&project, "true", &json!({ "a": { "image": "host", "cmd": "true" }, "b": ["redis:7"] })).expect(2);
+    assert!(list.stderr.contains("runner_args.services.b must be an object"), "{}", list.stderr);
+    // Where a step has no network of its own, there is none to share.
     for (args, expected) in [
         (json!({ "network": "none", "services": ["db"] }), "services share the step's own network"),
         (json!({ "services": ["db"] }), "this runner has no services"),
@@ -291,4 +295,17 @@ fn names_of_services_are_those_of_the_configuration() {
         let refused = Ended::of(&mut project.hm(&["run", "--runner", runner])).expect(2);
         assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     }
+}
+
+#[test]
+fn a_service_does_not_listen_to_what_the_step_sends() {
+    if !usable_program("python3") {
+        return;
+    }
+    let project = Project::new();
+    let open = "python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)' 2> /dev/null \
+                && echo open || echo refused";
+    let service = json!({ "db": { "image": "host", "cmd": format!("{open}; touch /tmp/up; sleep 99"), "ready": "test -e /tmp/up" } });
+    let ended = run(&project, open, &service).expect(0);
+    assert!(has_line(&ended, "step | [db] refused") && has_line(&ended, "step | open"), "{}", ended.stdout);
 }
