@@ -261,7 +261,8 @@ fn a_service_boots_from_the_snapshot_of_a_step() {
 #[test]
 fn names_of_services_are_those_of_the_configuration() {
     let project = Project::new();
-    let db = "[service.db]\nimage = 'host'\ncmd = 'echo $A; sleep 99'\nenv = { A = 'b' }\nready = 'true'\n";
+    let db = "[service.db]\nimage = 'host'\ncmd = 'echo $A; touch /tmp/up; sleep 99'\nenv = { A = 'b' }\n\
+              ready = 'test -e /tmp/up'\n";
     project.file(".hm/hm.toml", db);
     let shown = run(&project, "echo ran", &json!(["db"])).expect(0);
     assert!(has_line(&shown, "| [db] b") && has_line(&shown, "| ran"), "{}", shown.stdout);
