@@ -8,6 +8,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
@@ -126,6 +127,8 @@ pub struct RunOptions {
     pub network: Option<Network>,
     /// Arguments for the steps that globs match; see [`BindOptions`](crate::plan::BindOptions).
     pub step_tables: Vec<StepTable>,
+    /// The services that steps may name; see [`BindOptions`](crate::plan::BindOptions).
+    pub services: BTreeMap<String, Value>,
     /// Which modification times of source files steps see.
     pub source_times: SourceTimes,
     /// Images to replace: from the image that the plan names to the image to use.

@@ -4,8 +4,8 @@ use std::{fmt, future::Future, pin::Pin};
 
 use super::{
     cases::{
-        cache_dirs, cancel, exit, input, inputs, isolation, limits, lineage, output, outputs, processes, snapshots,
-        source,
+        cache_dirs, cancel, exit, input, inputs, isolation, limits, lineage, output, outputs, processes, services,
+        snapshots, source,
     },
     harness::{Broken, Harness},
 };
@@ -43,6 +43,7 @@ pub(super) enum Capability {
     PrivateNetwork,
     CacheDirs,
     Outputs,
+    Services,
     Inputs,
 }
 
@@ -62,6 +63,7 @@ impl Capability {
             Self::PrivateNetwork => "private_network",
             Self::CacheDirs => "cache_dirs",
             Self::Outputs => "outputs",
+            Self::Services => "services",
             Self::Inputs => "inputs",
         }
     }
@@ -81,6 +83,7 @@ impl Capability {
             Self::Network => claimed.network,
             Self::PrivateNetwork => claimed.private_network,
             Self::CacheDirs => claimed.cache_dirs,
+            Self::Services => claimed.services,
             Self::Inputs => claimed.inputs,
         }
     }
@@ -141,6 +144,7 @@ pub(super) const CASES: &[Case] = cases! {
     "network-private" [PrivateNetwork] limits::network_private;
     "cache-directories" [CacheDirs] cache_dirs::persist;
     "outputs" [Workspace Outputs] outputs::are_copied;
+    "services" [Services] services::beside;
     "files-of-other-steps" [Snapshots Inputs] inputs::shown;
 };
 

@@ -61,6 +61,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             runner: request.options.runner.clone(),
             network: request.options.network,
             step_tables: request.options.step_tables.clone(),
+            services: request.options.services.clone(),
             images: request.options.images.clone(),
             env: request.env.clone(),
             has_secrets: !request.secrets.is_empty(),

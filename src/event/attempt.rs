@@ -37,6 +37,7 @@ impl Attempts {
                 attempt,
                 log: files.log(step, attempt),
                 held: Default::default(),
+                is_in_line: [false; 2],
                 is_closed: false,
             }))
         });
@@ -75,6 +76,8 @@ pub(super) struct AttemptLog {
     attempt: u32,
     log: LogWriter,
     held: [Held; 2],
+    /// Whether the last line of each stream is unfinished.
+    is_in_line: [bool; 2],
     is_closed: bool,
 }
 
@@ -95,6 +98,17 @@ impl AttemptLog {
         }
     }
 
+    /// Appends whole lines that are not the command's, and that are masked already.
+    pub(super) fn write_beside(&mut self, shared: &Shared, stream: StdStream, lines: &[u8], at_ms: u64) {
+        if self.is_closed {
+            return;
+        }
+        if self.is_in_line[usize::from(stream_code(stream))] {
+            self.append(shared, stream, b"\n", at_ms);
+        }
+        self.append(shared, stream, lines, at_ms);
+    }
+
     /// Writes the bytes that were held back. No more output follows.
     pub(super) fn close(&mut self, shared: &Shared) {
         self.is_closed = true;
@@ -107,9 +121,8 @@ impl AttemptLog {
     }
 
     fn append(&mut self, shared: &Shared, stream: StdStream, bytes: &[u8], at_ms: u64) {
-        if bytes.is_empty() {
-            return;
-        }
+        let Some(last) = bytes.last() else { return };
+        self.is_in_line[usize::from(stream_code(stream))] = *last != b'\n';
         let appended = self.log.append(bytes);
         let mut pending = shared.pending.lock();
         let was_dirty = pending.is_dirty;

@@ -1,12 +1,17 @@
 //! The runners' handle, which receives output.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{StdStream, connections::ConnectionFields, record::Record, shared::Shared};
-use crate::model::Connection;
+use super::{
+    StdStream, attempt::AttemptLog, connections::ConnectionFields, mask::Held, record::Record, shared::Shared,
+};
+use crate::{model::Connection, sync::Mutex};
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
@@ -38,17 +43,41 @@ impl EventBus {
     }
 
     fn write(&self, step_id: Uuid, stream: StdStream, bytes: &[u8], at_ms: u64) {
-        let log = self
-            .shared
-            .run
-            .step_index(step_id)
-            .and_then(|step| self.shared.attempts.lock().log(&self.shared.files, step.0, self.attempt));
-        match log {
-            Some(log) => log.lock().write(&self.shared, stream, bytes, at_ms),
-            None if self.shared.has_warned.swap(true, Relaxed) => {}
-            None => {
-                tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt")
-            }
+        if let Some(log) = self.log(step_id) {
+            log.lock().write(&self.shared, stream, bytes, at_ms);
+        }
+    }
+
+    /// Returns the log of this attempt. Warns once if there is none.
+    fn log(&self, step_id: Uuid) -> Option<Arc<Mutex<AttemptLog>>> {
+        let step = self.shared.run.step_index(step_id);
+        let log = step.and_then(|step| self.shared.attempts.lock().log(&self.shared.files, step.0, self.attempt));
+        if log.is_none() && !self.shared.has_warned.swap(true, Relaxed) {
+            tracing::warn!(%step_id, attempt = self.attempt, "ignoring output that belongs to no running attempt");
+        }
+        log
+    }
+
+    /// Returns what is decided of a stream's next bytes, with secrets masked. The rest is kept in `held`, or
+    /// follows at once if the stream `is_over`. For streams that are cut or joined with others before they
+    /// are recorded by [`lines_beside`](Self::lines_beside).
+    pub(crate) fn masked<'b>(&self, held: &mut Held, bytes: &'b [u8], is_over: bool) -> Cow<'b, [u8]> {
+        let Some(masker) = &self.shared.masker else { return Cow::Borrowed(bytes) };
+        let mut masked = Vec::with_capacity(bytes.len());
+        masker.push(held, bytes, &mut masked);
+        if is_over {
+            masker.finish(held, &mut masked);
+        }
+        Cow::Owned(masked)
+    }
+
+    /// Appends whole lines beside the output of a step's command. Secrets must be [masked](Self::masked)
+    /// already: the bytes that masking holds back of the command's output stay what they are.
+    ///
+    /// The lines start on a line of their own, whatever the command has printed.
+    pub(crate) fn lines_beside(&self, step_id: Uuid, stream: StdStream, lines: &[u8]) {
+        if let Some(log) = self.log(step_id) {
+            log.lock().write_beside(&self.shared, stream, lines, self.shared.elapsed_ms());
         }
     }
 

@@ -39,7 +39,7 @@ pub fn mask<'a>(secrets: &Secrets, text: &'a str) -> Cow<'a, str> {
 
 /// The bytes of a stream that are held back between two chunks.
 #[derive(Default)]
-pub(super) struct Held(Vec<u8>);
+pub(crate) struct Held(Vec<u8>);
 
 impl Masker {
     /// Returns a masker for these secrets, or `None` if there is nothing to mask.

@@ -70,12 +70,27 @@ pub(super) struct ImageConfig {
 pub(super) struct Execution {
     #[serde(default, rename = "Env")]
     pub(super) env: Option<Vec<String>>,
+    #[serde(default, rename = "Entrypoint")]
+    pub(super) entrypoint: Option<Vec<String>>,
+    #[serde(default, rename = "Cmd")]
+    pub(super) cmd: Option<Vec<String>>,
+    #[serde(default, rename = "WorkingDir")]
+    pub(super) workdir: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct RootFs {
     /// The layers by the digests of their uncompressed tar streams, lowest first.
     pub(super) diff_ids: Vec<ImageDigest>,
+}
+
+/// The program that an image runs by default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ImageProgram {
+    /// Its path, and its arguments.
+    pub(crate) argv: Vec<String>,
+    /// The directory where it starts.
+    pub(crate) workdir: String,
 }
 
 /// A problem with a document. The caller adds the document's name.
@@ -197,6 +212,14 @@ impl ImageConfig {
             return Err(DocumentError::platform(platform.to_text()));
         }
         Ok(config)
+    }
+
+    /// Returns the program that runs by default, if there is one.
+    pub(super) fn program(&self) -> Option<ImageProgram> {
+        let Execution { entrypoint, cmd, workdir, .. } = self.config.as_ref()?;
+        let argv: Vec<String> = [entrypoint, cmd].into_iter().flatten().flatten().cloned().collect();
+        let workdir = workdir.as_deref().filter(|dir| dir.starts_with('/')).unwrap_or("/").to_owned();
+        (!argv.is_empty()).then_some(ImageProgram { argv, workdir })
     }
 
     /// Returns the environment variables of a command, by name.

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::Base;
-use super::{ImageDigest, ImageError, base_layer, manifest::ImageConfig};
+use super::{
+    ImageDigest, ImageError, base_layer,
+    manifest::{ImageConfig, ImageProgram},
+};
 use crate::store::{IdMap, ImageRow, LayerId, Store, StoreError};
 
 /// An image in the store that is ready to boot from.
@@ -13,6 +16,8 @@ pub(crate) struct StoredImage {
     pub(crate) layers: Vec<LayerId>,
     /// The environment variables that the image sets, by name.
     pub(crate) env: BTreeMap<String, String>,
+    /// The program that the image runs by default.
+    pub(crate) program: Option<ImageProgram>,
 }
 
 impl StoredImage {
@@ -28,7 +33,7 @@ impl StoredImage {
             return Err(lost());
         }
         let config = ImageConfig::parse(config.as_bytes(), None).map_err(|_| lost())?;
-        Ok(Self { layers: stack, env: config.env() })
+        Ok(Self { layers: stack, env: config.env(), program: config.program() })
     }
 }
 
@@ -53,6 +58,17 @@ pub(crate) fn env_of(store: &Store, base: &Base, id_map: IdMap) -> Result<BTreeM
     match base {
         Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.env),
         Base::Host | Base::Rootfs(_) => Ok(BTreeMap::new()),
+    }
+}
+
+/// Returns the program that an image runs by default, if it names one.
+///
+/// # Errors
+/// Returns [`ImageError::Lost`], as [`StoredImage::find`] does.
+pub(crate) fn program_of(store: &Store, base: &Base, id_map: IdMap) -> Result<Option<ImageProgram>, ImageError> {
+    match base {
+        Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.program),
+        Base::Host | Base::Rootfs(_) => Ok(None),
     }
 }
 

@@ -352,6 +352,49 @@ pub enum ProblemKind {
         /// The error.
         kind: Box<ProblemKind>,
     },
+    /// The step names a service that nothing defines.
+    #[error(
+        "no service named {}{} (known: {}): define it as `[service.NAME]` in `.hm/hm.toml`",
+        Quoted(.name), DidYouMean(.nearest), List(.known)
+    )]
+    UnknownService {
+        /// The name.
+        name: String,
+        /// The most similar known name.
+        nearest: Option<Arc<str>>,
+        /// Every known name.
+        known: Arc<[Arc<str>]>,
+    },
+    /// A service boots from a step that the pipeline does not have.
+    #[error(
+        "service {} boots from step {}, which the pipeline does not have{}",
+        Quoted(.service), Quoted(.step), DidYouMean(.nearest)
+    )]
+    UnknownServiceStep {
+        /// The service.
+        service: String,
+        /// The key.
+        step: String,
+        /// The most similar key.
+        nearest: Option<Arc<str>>,
+    },
+    /// A service boots from a step that may end after the service has to start.
+    #[error(
+        "service {} boots from step {}, which this step does not wait for: add it to the step's `depends_on`",
+        Quoted(.service), Quoted(.step)
+    )]
+    LateServiceStep {
+        /// The service.
+        service: String,
+        /// The key of the step that it boots from.
+        step: String,
+    },
+    /// Services boot from more steps than are followed.
+    #[error("services boot from more than {limit} steps of the pipeline: let some share a step, or use images")]
+    TooManyServiceSteps {
+        /// The maximum.
+        limit: usize,
+    },
     /// The image's name is invalid, or refers to nothing on this machine.
     #[error("{0}")]
     BadImage(String),

@@ -12,10 +12,11 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, PlannedInput, StepIndex, bind_args,
+    BindOptions, BoundPlan, BoundStep, LeftOutArg, Plan, PlannedInput, ServiceSource, StepIndex, bind_args,
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
     inputs::{InputEntry, InputScope},
     nearest::nearest,
+    step_services::{Expanded, StepServices},
     step_tables::{self, FromTable, table_args},
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
     },
     model::OutcomeRules,
-    runner::{ImageSupport, Network, RunnerDescriptor, RunnerIndex},
+    runner::{ImageSupport, Network, RunnerDescriptor, RunnerIndex, ServiceBase},
 };
 
 /// The names of this project's runners, including those that the program is built without.
@@ -42,7 +43,10 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         binder.check_lineage(step, &mut steps);
     }
     let inputs = binder.resolve_inputs(&mut steps);
-    let Binder { mut problems, used_images, outcomes, outputs, used_tables, left_out, .. } = binder;
+    let Binder { mut problems, mut used_images, outcomes, outputs, used_tables, left_out, services, .. } = binder;
+    let (services, without_snapshot) = services.finish(&steps, &runners);
+    without_snapshot.into_iter().for_each(|(place, kind)| problems.add(place, kind));
+    used_images.extend(services.used_images);
     problems.check()?;
     Ok(BoundPlan {
         dag: Arc::clone(&plan.inner.dag),
@@ -51,6 +55,8 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         timeout: plan.pipeline().timeout_seconds.map(seconds).into_iter().chain(options.timeout).min(),
         outcomes,
         outputs,
+        services: services.bound,
+        seeds: services.seeds,
         inputs,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
@@ -91,6 +97,7 @@ struct Binder<'a> {
     used_tables: BTreeSet<usize>,
     /// The arguments that steps do not get, each with the number of these steps.
     left_out: BTreeMap<LeftOutArg, usize>,
+    services: StepServices<'a>,
     problems: Problems,
 }
 
@@ -114,6 +121,7 @@ impl<'a> Binder<'a> {
             inputs: Vec::new(),
             used_tables: BTreeSet::new(),
             left_out: BTreeMap::new(),
+            services: StepServices::new(plan, options),
             problems: Problems::default(),
         };
         if let Some(name) = &options.runner {
@@ -182,6 +190,15 @@ impl<'a> Binder<'a> {
             Arc::new(CommandStep { runner_args: taken.rest, ..CommandStep::clone(step) })
         });
         let step = own.as_ref().unwrap_or(step);
+        let args = step.runner_args.as_ref().filter(|_| descriptor.capabilities.services);
+        let expanded = args.and_then(|args| self.services.expand(args));
+        let expanded = expanded.map(|Expanded { args, problems }| {
+            for problem in problems {
+                self.problems.add(place(), set_in_table(problem, &found));
+            }
+            Arc::new(CommandStep { runner_args: args, ..CommandStep::clone(step) })
+        });
+        let step = expanded.as_ref().unwrap_or(step);
         let accepted = self.without_refused(step, &found, descriptor);
         let step = &self.with_network(accepted.as_ref().unwrap_or(step), descriptor);
         let checked = match &step.runner_args {
@@ -189,13 +206,18 @@ impl<'a> Binder<'a> {
             None if self.without_args.contains(&runner) => Ok(()),
             None => descriptor.args.check(&self.no_args).inspect(|()| _ = self.without_args.insert(runner)),
         };
-        if let Err(error) = checked {
-            let kind = ProblemKind::RunnerArgs {
-                runner: Arc::clone(&descriptor.name),
-                path: error.path,
-                message: error.message,
-            };
-            self.problems.add(place(), set_in_table(kind, &found));
+        match checked {
+            Ok(()) if descriptor.capabilities.services => {
+                for problem in self.bind_services(at, step, runner) {
+                    self.problems.add(place(), problem);
+                }
+            }
+            Ok(()) => {}
+            Err(error) => {
+                let runner = Arc::clone(&descriptor.name);
+                let kind = ProblemKind::RunnerArgs { runner, path: error.path, message: error.message };
+                self.problems.add(place(), set_in_table(kind, &found));
+            }
         }
         if let Some(Err(wrong)) = step.cache.as_ref().map(on_change_paths) {
             self.problems.add(place(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
@@ -288,13 +310,25 @@ impl<'a> Binder<'a> {
         at: RunnerIndex,
         place: impl FnOnce() -> ProblemPlace,
     ) -> Arc<CommandStep> {
-        let runner = &self.runners[usize::from(at.0)];
-        let named = step.image.as_ref().unwrap_or(&self.default_image);
-        let mut image = named;
-        if let Some((from, to)) = self.images.get_key_value(&**named) {
+        let named = step.image.clone().unwrap_or_else(|| Arc::clone(&self.default_image));
+        let mut image = Arc::clone(&named);
+        if let Some((from, to)) = self.images.get_key_value(&*named) {
             self.used_images.insert(from);
-            image = to;
+            image = Arc::clone(to);
         }
+        if let Some(kind) = self.image_problem(&image, &named, at) {
+            self.problems.add(place(), kind);
+        }
+        if step.image.as_ref() == Some(&image) {
+            Arc::clone(step)
+        } else {
+            Arc::new(CommandStep { image: Some(image), ..CommandStep::clone(step) })
+        }
+    }
+
+    /// Returns why a runner cannot boot from an image, which the pipeline names `named`.
+    fn image_problem(&mut self, image: &Arc<str>, named: &Arc<str>, at: RunnerIndex) -> Option<ProblemKind> {
+        let runner = &self.runners[usize::from(at.0)];
         let images = match runner.capabilities.images {
             ImageSupport::Any | ImageSupport::All => None,
             ImageSupport::HostOnly => (**image != *DEFAULT_IMAGE).then_some("`host`"),
@@ -305,19 +339,39 @@ impl<'a> Binder<'a> {
         };
         if let Some(images) = images {
             let (image, named) = (Arc::clone(image), Arc::clone(named));
-            let kind = ProblemKind::Image { runner: Arc::clone(&runner.name), image, images, named };
-            self.problems.add(place(), kind);
-        } else {
-            let checked = self.checked_images.entry((Arc::clone(image), at));
-            if let Err(reason) = checked.or_insert_with(|| runner.capabilities.images.check(image)) {
-                self.problems.add(place(), ProblemKind::BadImage(reason.clone()));
+            return Some(ProblemKind::Image { runner: Arc::clone(&runner.name), image, images, named });
+        }
+        let checked = self.checked_images.entry((Arc::clone(image), at));
+        let checked = checked.or_insert_with(|| runner.capabilities.images.check(image));
+        checked.as_ref().err().map(|reason| ProblemKind::BadImage(reason.clone()))
+    }
+
+    /// Resolves what the services of a step boot from. Returns what is wrong with them.
+    fn bind_services(&mut self, at: StepIndex, step: &CommandStep, runner: RunnerIndex) -> Vec<ProblemKind> {
+        let mut problems = Vec::new();
+        let descriptor = &self.runners[usize::from(runner.0)];
+        for (name, service) in StepServices::of(step.runner_args.as_ref()) {
+            if !service.secrets.is_empty() && !descriptor.capabilities.secrets {
+                problems.push(ProblemKind::RunnerArgs {
+                    runner: Arc::clone(&descriptor.name),
+                    path: format!("runner_args.services.{name}.secrets"),
+                    message: "this runner does not support secrets".into(),
+                });
+            }
+            let source = match service.base {
+                ServiceBase::Image(image) => {
+                    let image = Arc::from(image);
+                    problems.extend(self.image_problem(&image, &image, runner));
+                    Ok(ServiceSource::Image(image))
+                }
+                ServiceBase::Step(key) => self.services.seed(at, &name, &key).map(ServiceSource::Step),
+            };
+            match source {
+                Ok(source) => self.services.add(at, name, source),
+                Err(problem) => problems.push(problem),
             }
         }
-        if step.image.as_ref() == Some(image) {
-            Arc::clone(step)
-        } else {
-            Arc::new(CommandStep { image: Some(Arc::clone(image)), ..CommandStep::clone(step) })
-        }
+        problems
     }
 
     fn env(&mut self, own: &'a Arc<Env>) -> Arc<Env> {

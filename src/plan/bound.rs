@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{Dag, LeftOutArg, PlannedInput, StepIndex, StepTable};
 use crate::{
     ir::{CommandStep, Env},
@@ -23,6 +25,9 @@ pub struct BindOptions {
     /// Arguments for the steps that globs match. Later tables win over earlier ones, `network` over those in
     /// tables, and the arguments of steps over all.
     pub step_tables: Vec<StepTable>,
+    /// The services that steps may name, by name: what their `runner_args` then have instead. See
+    /// [`ServiceArg`](crate::runner::ServiceArg).
+    pub services: BTreeMap<String, Value>,
     /// The images to replace.
     pub images: BTreeMap<String, String>,
     /// Variables that override the steps' own.
@@ -55,6 +60,10 @@ pub struct BoundPlan {
     pub outcomes: BTreeMap<StepIndex, OutcomeRules>,
     /// The patterns of the files that steps leave for the user.
     pub outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
+    /// The services of the steps that have some.
+    pub services: BTreeMap<StepIndex, Vec<BoundService>>,
+    /// The steps that services boot from, each with whether another runner does that.
+    pub(super) seeds: BTreeMap<StepIndex, bool>,
     /// The files of other steps that steps get.
     pub inputs: BTreeMap<StepIndex, Vec<PlannedInput>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
@@ -81,23 +90,37 @@ impl BoundPlan {
     }
 
     /// Returns whether the files of a step that was found in a cache are needed here: as inputs of other steps,
-    /// or for its outputs.
+    /// for services that boot from it, or for its outputs.
     #[must_use]
     pub fn needs_files(&self, step: StepIndex) -> bool {
-        self.step(step).is_input || self.outputs.contains_key(&step)
+        self.step(step).is_input || self.is_seed(step) || self.outputs.contains_key(&step)
     }
 
     /// Returns what the snapshot of `step` is needed for. `is_published` is whether the cache needs it.
     #[must_use]
     pub fn snapshot_use(&self, step: StepIndex, is_published: bool) -> SnapshotUse {
         let bound = self.step(step);
-        if is_published || self.keep || bound.has_foreign_children || bound.is_input {
+        let seed = self.seeds.get(&step);
+        let is_taken = bound.is_input || seed == Some(&true);
+        if is_published || self.keep || bound.has_foreign_children || is_taken {
             SnapshotUse::Anywhere
-        } else if bound.has_lineage_children {
+        } else if bound.has_lineage_children || seed.is_some() {
             SnapshotUse::SameRunner
         } else {
             SnapshotUse::None
         }
+    }
+
+    /// Returns whether a service boots from the snapshot of `step`.
+    #[must_use]
+    pub fn is_seed(&self, step: StepIndex) -> bool {
+        self.seeds.contains_key(&step)
+    }
+
+    /// Returns the services of a step.
+    #[must_use]
+    pub fn services(&self, step: StepIndex) -> &[BoundService] {
+        self.services.get(&step).map_or(&[], Vec::as_slice)
     }
 
     /// Returns the steps that get files of each step.
@@ -136,6 +159,37 @@ impl BoundPlan {
         let image = self.root_image(step);
         image != DEFAULT_IMAGE && !is_rootfs(image)
     }
+}
+
+/// A service of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BoundService {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What it boots from.
+    pub source: ServiceSource,
+}
+
+impl BoundService {
+    /// Returns the step whose snapshot it boots from, if it does.
+    #[must_use]
+    pub fn seed(&self) -> Option<StepIndex> {
+        match self.source {
+            ServiceSource::Step(seed) => Some(seed),
+            ServiceSource::Image(_) => None,
+        }
+    }
+}
+
+/// The source of a service's filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServiceSource {
+    /// An image, with substitutions applied.
+    Image(Arc<str>),
+    /// The snapshot of this step.
+    Step(StepIndex),
 }
 
 /// What the snapshot of a step is needed for.

@@ -11,6 +11,7 @@ mod builder;
 mod dag;
 mod inputs;
 mod nearest;
+mod step_services;
 mod step_tables;
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 pub use crate::model::{OutcomeRules, SoftFail, StepIndex};
 pub use bind::bind;
 pub use bind_args::engine_args_schema;
-pub use bound::{Base, BindOptions, BoundPlan, BoundStep, DEFAULT_IMAGE, SnapshotUse};
+pub use bound::{Base, BindOptions, BoundPlan, BoundService, BoundStep, DEFAULT_IMAGE, ServiceSource, SnapshotUse};
 pub use builder::{PlanBuilder, Step};
 pub use dag::{Dag, Link};
 pub use inputs::PlannedInput;

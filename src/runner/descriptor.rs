@@ -52,6 +52,9 @@ pub struct RunnerCapabilities {
     /// Copies the files that a step names as its `outputs` to the user's directory: those of ended commands,
     /// and those of results that the cache has.
     pub outputs: bool,
+    /// Runs the services of a step's `runner_args` in the step's network:
+    /// [`Limits::services`](super::Limits).
+    pub services: bool,
     /// Shows files of other steps to a step, read-only: [`ExecutorInput::inputs`](super::ExecutorInput).
     pub inputs: bool,
     /// Records what steps read, if the run asks for it: [`StepContext::traces`](super::StepContext::traces).

@@ -2,7 +2,7 @@
 //!
 //! JSON-compatible with the published `hm-plugin-protocol` 0.0.9.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -71,6 +71,9 @@ pub struct ExecutorInput {
     /// The snapshot of the `builds_in` parent. If set, the step boots from it instead of its image.
     #[serde(default)]
     pub parent_snapshot: Option<SnapshotRef>,
+    /// The snapshots of the steps that the step's services boot from, by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub service_snapshots: BTreeMap<Arc<str>, SnapshotRef>,
     /// The files of other steps that the step gets. Only runners with the capability
     /// [`inputs`](super::RunnerCapabilities::inputs) receive any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -118,6 +121,7 @@ impl ExecutorInput {
             step_id,
             cache_lookup: CacheDecision::MissNoCommit,
             parent_snapshot: None,
+            service_snapshots: BTreeMap::new(),
             inputs: Vec::new(),
         }
     }

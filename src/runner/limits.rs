@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     ArgsError, RunnerError,
     caches::{self, CacheArg},
+    services::{self, ServiceArg, ServicesForm},
 };
 use crate::{model::EgressRule, size};
 
@@ -47,6 +48,11 @@ pub struct Limits {
     /// Directories that persist between runs, by name: a path, or an object with a path and a scope.
     #[serde(deserialize_with = "caches::deserialize")]
     pub caches: BTreeMap<String, CacheArg>,
+    /// The services beside the step, by name. A pipeline may also have a list of names, of services that
+    /// `hm.toml` defines.
+    #[serde(deserialize_with = "services::deserialize")]
+    #[schemars(with = "ServicesForm")]
+    pub services: BTreeMap<String, ServiceArg>,
 }
 
 impl Limits {
@@ -67,6 +73,7 @@ impl Limits {
 /// Checks the network of a step on a runner whose steps may have one of their own, which is the default.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
+    check_service_network(args)?;
     match for_private_networks(args) {
         Some(name) if !wants_private(Some(args)) => {
             let message = "this is for steps with a network of their own: leave `network` out";
@@ -83,6 +90,7 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
         return Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() });
     }
     refuse_caches(args)?;
+    refuse_services(args)?;
     check_network(args)
 }
 
@@ -91,6 +99,7 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
 pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
     refuse_caches(args)?;
+    refuse_services(args)?;
     match for_private_networks(args) {
         Some(name) => {
             let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
@@ -104,6 +113,7 @@ pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
     refuse_caches(args)?;
+    refuse_services(args)?;
     let name = match for_private_networks(args) {
         _ if is_private(&args["network"]) => "network",
         Some(name) => name,
@@ -128,6 +138,32 @@ fn refuse_caches(args: &Value) -> Result<(), ArgsError> {
     }
     let message = "this runner has no cache directories: run the step on `sandbox`";
     Err(ArgsError { path: "runner_args.caches".into(), message: message.into() })
+}
+
+/// Refuses services, for a runner that has none.
+fn refuse_services(args: &Value) -> Result<(), ArgsError> {
+    if !has_services(args) {
+        return Ok(());
+    }
+    let message = "this runner has no services: run the step on `sandbox`";
+    Err(ArgsError { path: "runner_args.services".into(), message: message.into() })
+}
+
+/// Refuses services of a step without a network that they could share.
+fn check_service_network(args: &Value) -> Result<(), ArgsError> {
+    if !has_services(args) || wants_private(Some(args)) {
+        return Ok(());
+    }
+    let message = "services share the step's own network: leave `network` out, and use `egress = []` if nothing else \
+                   is to be reached";
+    Err(ArgsError { path: "runner_args.services".into(), message: message.into() })
+}
+
+fn has_services(args: &Value) -> bool {
+    match &args["services"] {
+        Value::Object(services) => !services.is_empty(),
+        value => !value.is_null(),
+    }
 }
 
 /// Returns whether a step with these arguments has a network of its own, on a runner that has such.
@@ -309,7 +345,17 @@ mod tests {
         for check in [check_listed_network, check_bridged_network, check_shared_network] {
             assert_eq!(check(&caches).unwrap_err().path, "runner_args.caches");
         }
-        for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [] })] {
+        let services = json!({ "services": { "db": { "image": "redis:7" } } });
+        assert_eq!(check_network(&services), Ok(()));
+        for network in ["host", "none"] {
+            let mut shared = services.clone();
+            shared["network"] = network.into();
+            assert_eq!(check_network(&shared).unwrap_err().path, "runner_args.services");
+        }
+        for check in [check_listed_network, check_bridged_network, check_shared_network] {
+            assert_eq!(check(&services).unwrap_err().path, "runner_args.services");
+        }
+        for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [], "services": {} })] {
             for check in [check_network, check_bridged_network, check_shared_network] {
                 assert_eq!(check(&args), Ok(()));
             }

@@ -32,6 +32,7 @@ pub mod qemu;
 mod registry;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+mod services;
 pub(crate) mod set;
 #[cfg(feature = "vm")]
 pub mod vm;
@@ -159,5 +160,6 @@ pub(crate) use limits::{
 pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
+pub use services::{Ready, ServiceArg, ServiceBase};
 pub use set::{CompositionError, RunnerSet, validate};
 pub(crate) use set::{PROBE_LIMIT, probe_within};

@@ -19,7 +19,7 @@ use crate::{
     model::{ArchiveId, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
     outcome::BuildOutcome,
     outputs::Collected,
-    plan::{BoundPlan, PlannedInput, SnapshotUse},
+    plan::{BoundPlan, BoundService, PlannedInput, SnapshotUse},
     runner::{CacheDecision, ExecutorInput, InputFiles, RunnerIndex},
 };
 
@@ -158,8 +158,7 @@ impl<'plan> BuildProgress<'plan> {
         self.events.dir()
     }
 
-    /// Returns the runner's input for an attempt of `step`. Copies no text except for the tag of a new
-    /// snapshot.
+    /// Returns the runner's input for an attempt of `step`. Copies no text but the tag of a new snapshot.
     pub(super) fn input(&self, step: StepIndex, snapshot: SnapshotUse) -> ExecutorInput {
         let bound = &self.plan.steps[step.get()];
         let step_id = step_id(self.run_id, step);
@@ -180,8 +179,15 @@ impl<'plan> BuildProgress<'plan> {
             } else {
                 self.plan.dag.lineage_parent(step).and_then(|parent| self.snapshot(parent).cloned())
             },
+            service_snapshots: self.service_snapshots(step),
             inputs: self.input_files(step),
         }
+    }
+
+    /// Returns the snapshots that the services of a step boot from.
+    fn service_snapshots(&self, step: StepIndex) -> BTreeMap<Arc<str>, SnapshotRef> {
+        let of = |seed| Some((Arc::clone(&self.plan.step(seed).step.key), self.snapshot(seed)?.clone()));
+        self.plan.services(step).iter().filter_map(BoundService::seed).filter_map(of).collect()
     }
 
     /// Returns the files of other steps that a step gets. Those steps have ended.

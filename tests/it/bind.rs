@@ -315,7 +315,7 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
         ),
         (
             json!({ "disk": 1 }),
-            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`",
+            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`, `services`",
         ),
     ] {
         let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");

@@ -11,5 +11,6 @@ pub(super) mod lineage;
 pub(super) mod output;
 pub(super) mod outputs;
 pub(super) mod processes;
+pub(super) mod services;
 pub(super) mod snapshots;
 pub(super) mod source;

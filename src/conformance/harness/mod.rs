@@ -62,6 +62,11 @@ impl<'r> Harness<'r> {
         self.dir.path().join("outside")
     }
 
+    /// Returns the image that root steps boot from.
+    pub(super) fn image(&self) -> &str {
+        &self.image
+    }
+
     pub(super) fn run(&self) -> Result<Run, Broken> {
         self.run_with(Secrets::new())
     }

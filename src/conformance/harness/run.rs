@@ -1,6 +1,12 @@
 //! Runs of steps on a runner, with a journal as an engine has it.
 
-use std::{collections::HashMap, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::DateTime;
 use futures_util::{StreamExt, stream};
@@ -93,6 +99,7 @@ impl Run {
             step_id,
             cache_lookup,
             parent_snapshot: step.parent,
+            service_snapshots: BTreeMap::new(),
             inputs: step.inputs,
         }
     }

@@ -283,6 +283,7 @@ impl StepRunner for CloudRunner {
             private_network: false,
             cache_dirs: false,
             outputs: false,
+            services: false,
             inputs: false,
             traces: false,
             images: ImageSupport::Portable,

@@ -336,7 +336,7 @@ impl Boot {
     ///
     /// # Errors
     /// Returns an error if the layer cannot be put in place.
-    pub(super) fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
+    fn commit(self, store: &Arc<Store>) -> Result<SnapshotRef, StoreError> {
         let Self { staging, parent, base, seen: SeenSource { source, delta }, id_map, overlays, build, .. } = self;
         let lowers = || {
             let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layers().dir(layer));
@@ -369,7 +369,7 @@ impl Boot {
     }
 
     /// Returns whether the commit may merge layers.
-    pub(super) fn merges(&self) -> bool {
+    fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
     }
 }

@@ -29,6 +29,7 @@ mod own_network;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
+mod services;
 mod step_output;
 mod traced;
 mod visit;

@@ -238,6 +238,7 @@ impl SandboxRunner {
             binds: Vec::new(),
             overlays: Vec::new(),
             resolver: None,
+            own_names: Vec::new(),
             secrets: Vec::new(),
             shares_network: false,
             cgroups: Vec::new(),
@@ -274,6 +275,7 @@ impl SandboxRunner {
             overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             resolver: (limits.network == Network::Private).then(resolver_config),
+            own_names: limits.services.keys().cloned().collect(),
             shares_network: limits.network == Network::Host,
             cgroups: limited.procs(),
             group_views: limited.views(),
@@ -311,12 +313,11 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let Ran { mut boot, limited, started, ended, hint, .. } = match &ctx.traces {
+            let Ran { mut boot, limited, started, ended, all_dead, hint, .. } = match &ctx.traces {
                 None => self.once(once, None).await?,
                 // Boxed, because most steps are not traced.
                 Some(dir) => Box::pin(self.traced(once, dir)).await?,
             };
-            let all_dead = ended.is_ok();
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -436,6 +437,7 @@ impl StepRunner for SandboxRunner {
             private_network: true,
             cache_dirs: true,
             outputs: true,
+            services: true,
             inputs: true,
             traces: true,
             images: ImageSupport::All,

@@ -24,6 +24,7 @@ use super::{
     },
     own_network::{self, Destinations, StepNamespace},
     runner::SandboxRunner,
+    services::{self, Served},
     step_output::StepOutput,
 };
 use crate::{
@@ -55,7 +56,9 @@ pub(super) struct Ran {
     pub(super) limited: Limited,
     pub(super) started: MemoryWatch,
     pub(super) ended: Result<Supervised, RunnerError>,
-    /// What its connections say about its failure, if it failed.
+    /// Whether all processes of the step and of its services are known to be dead.
+    pub(super) all_dead: bool,
+    /// What its services, or its connections, say about its failure, if it failed.
     pub(super) hint: Option<String>,
     /// Whether it certainly used no network.
     is_unused: bool,
@@ -82,13 +85,18 @@ impl SandboxRunner {
         let namespace = StepNamespace::of(limits, network.as_ref());
         let order = Order { spec: &spec, network: namespace, trace: trace.map(AsFd::as_fd) };
         let started = MemoryWatch::start();
-        let ended = attempt::run(zygote, order, control, &output).await;
-        let summary = match network.filter(|_| ended.is_ok()) {
+        let Served { ended, all_dead, hint } = match limits.services.is_empty() {
+            true => Served::alone(attempt::run(zygote, order, control, &output).await),
+            false => Box::pin(services::run(self, &context, ((limits, &limited), ctx, input), order)).await,
+        };
+        let mut summary = match network.filter(|_| all_dead) {
             Some(network) => network.end().await,
             None => NetworkSummary::default(),
         };
-        let (hint, is_unused) = (own_network::hint(&summary), summary.is_unused);
-        Ok(Ran { boot, limited, started, ended, hint, is_unused })
+        // Checks of services are refused until those listen.
+        summary.refused_within &= limits.services.is_empty();
+        let hint = hint.or(own_network::hint(&summary));
+        Ok(Ran { boot, limited, started, ended, all_dead, hint, is_unused: summary.is_unused })
     }
 
     /// Runs the step's command and keeps its trace. If the command cannot be traced, runs it again.

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Caching,
-    key::{KeyContext, is_cached, key_of},
+    key::{KeyContext, ServiceIds, is_cached, key_of},
     lookup::IdentityState,
 };
 use crate::{
@@ -100,8 +100,9 @@ impl<R> Caching<'_, R> {
         cache: &BuildCache,
     ) -> Option<LookupRequest> {
         let bound = self.plan.step(step);
-        // The files of other steps are not known yet.
-        if bound.is_refreshed || !is_cached(self.plan, step) || self.plan.inputs.contains_key(&step) {
+        // What services boot from, and the files of other steps, are not known yet.
+        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
+        if bound.is_refreshed || !is_cached(self.plan, step) || waits {
             return None;
         }
         let (mode, inputs) = (modes.get(&bound.runner)?, self.inputs.get(step)?.ok()?);
@@ -112,6 +113,7 @@ impl<R> Caching<'_, R> {
             project: cache.project(),
             source_times: cache.source_times(),
             inputs: inputs.as_ref(),
+            services: &ServiceIds::new(),
             step_inputs: None,
         };
         Some(LookupRequest { key: key_of(self.plan, step, dsl_key, &context), max_age })

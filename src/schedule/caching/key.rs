@@ -1,5 +1,9 @@
 //! Cache keys of a plan's steps.
 
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
 use crate::{
     cache::{BasePart, CacheKey, Cacheable, KeyParts, ProjectId},
     model::StepIndex,
@@ -14,8 +18,28 @@ pub(super) struct KeyContext<'a> {
     pub(super) project: &'a ProjectId,
     pub(super) source_times: SourceTimes,
     pub(super) inputs: Option<&'a [u8; 32]>,
+    pub(super) services: &'a ServiceIds,
     /// The digest of the files of other steps.
     pub(super) step_inputs: Option<&'a [u8; 32]>,
+}
+
+/// What the services of a step boot from: the identities of images, and the names of snapshots. Empty for
+/// most steps.
+pub(super) type ServiceIds = Vec<(Arc<str>, Arc<str>)>;
+
+/// Returns the arguments of a step as keys have them: with what its services boot from.
+pub(super) fn args_in_keys(plan: &BoundPlan, step: StepIndex, services: &ServiceIds) -> String {
+    let (args, schema) = (plan.step(step).step.runner_args.as_ref(), &plan.runner(step).args);
+    if services.is_empty() {
+        return schema.in_keys(args);
+    }
+    let mut args = match args {
+        Some(Value::Object(args)) => args.clone(),
+        _ => Map::new(),
+    };
+    let ids: Map<_, _> = services.iter().map(|(name, id)| (name.to_string(), Value::from(&**id))).collect();
+    args.insert("services boot from".to_owned(), Value::Object(ids));
+    schema.in_keys(Some(&Value::Object(args)))
 }
 
 /// Returns whether `step` is looked up in a cache, if there is one.
@@ -25,9 +49,9 @@ pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, source_times, inputs, step_inputs } = *context;
+    let KeyContext { base, mode, project, source_times, inputs, step_inputs, services } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
-    let runner_args = runner.args.in_keys(bound.step.runner_args.as_ref());
+    let runner_args = args_in_keys(plan, step, services);
     let parts = KeyParts {
         dsl_key,
         base,
@@ -45,4 +69,24 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
         step_inputs,
     };
     parts.key()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::fixture::plan;
+
+    #[test]
+    fn what_services_boot_from_is_part_of_the_arguments() {
+        let plan = plan(1, "");
+        let of = |services: &[(&str, &str)]| {
+            let ids = services.iter().map(|(name, id)| ((*name).into(), (*id).into())).collect();
+            args_in_keys(&plan, StepIndex(0), &ids)
+        };
+        assert_eq!(of(&[]), "", "a step without services has the key that it always had");
+        let one = of(&[("db", "sha256:1")]);
+        assert_eq!(one, r#"{"services boot from":{"db":"sha256:1"}}"#);
+        assert_ne!(of(&[("db", "sha256:2")]), one);
+        assert_ne!(of(&[("dc", "sha256:1")]), one);
+    }
 }

@@ -11,7 +11,7 @@ use super::{
     Caching, CachingScope, JobDone,
     ahead::settle,
     caught,
-    key::{KeyContext, key_of},
+    key::{KeyContext, ServiceIds, args_in_keys, key_of},
 };
 use crate::{
     awake,
@@ -21,7 +21,7 @@ use crate::{
     },
     model::{CacheMissReason, StepIndex},
     outputs::Collected,
-    plan::Base,
+    plan::{Base, BoundService, ServiceSource},
     runner::{CacheIdentity, RunnerIndex, RunnerSet},
     schedule::{outputs::outputs_of, progress::BuildProgress},
 };
@@ -44,6 +44,7 @@ pub(super) struct CachedStep {
     pub(super) base: BaseRecord,
     pub(super) mode: Arc<str>,
     pub(super) inputs: Option<[u8; 32]>,
+    pub(super) services: ServiceIds,
     /// The files of other steps.
     pub(super) step_inputs: Option<Arc<StepInputs>>,
     pub(super) flight: Option<Flight>,
@@ -93,18 +94,14 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             Base::Image(image) => Some(image),
             Base::Snapshot(_) => None,
         };
-        let query = (bound.runner, image);
-        let identity = match self.identities.get_mut(&query) {
-            Some(IdentityState::Answered(identity)) => identity.clone(),
-            Some(IdentityState::InProgress(waiting)) => return waiting.push(step),
-            None => {
-                self.identities.insert(query, IdentityState::InProgress(vec![step]));
-                let (runners, limit) = (self.runners, self.probe_limit);
-                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
-                self.jobs.push(Box::pin(answer));
+        let Some(identity) = self.identity_for(step, (bound.runner, image)) else { return };
+        // Each is asked for in turn: few steps have services, and most of those share their images.
+        for service in self.plan.services(step) {
+            let ServiceSource::Image(image) = &service.source else { continue };
+            if self.identity_for(step, (bound.runner, Some(image))).is_none() {
                 return;
             }
-        };
+        }
         let Some(inputs) = self.inputs.get(step).filter(|_| !self.is_lineage_waiting(step)) else {
             self.without_inputs.push(step);
             if self.without_inputs.len() == 1 {
@@ -147,6 +144,38 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             });
             JobDone::LookedAhead(step, request, settled.await.unwrap_or_default())
         }));
+    }
+
+    /// Returns the answer to a query. If there is none yet, `step` is looked up again when it is there.
+    fn identity_for(&mut self, step: StepIndex, query: IdentityQuery<'a>) -> Option<IdentityAnswer> {
+        match self.identities.get_mut(&query) {
+            Some(IdentityState::Answered(identity)) => return Some(identity.clone()),
+            Some(IdentityState::InProgress(waiting)) => waiting.push(step),
+            None => {
+                self.identities.insert(query, IdentityState::InProgress(vec![step]));
+                let (runners, limit) = (self.runners, self.probe_limit);
+                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
+                self.jobs.push(Box::pin(answer));
+            }
+        }
+        None
+    }
+
+    /// Returns what the services of a step boot from, or the reason why that is not known.
+    fn service_ids(&self, step: StepIndex, progress: &BuildProgress<'_>) -> Result<ServiceIds, Arc<str>> {
+        let runner = self.plan.step(step).runner;
+        let id = |service: &'a BoundService| {
+            let id = match &service.source {
+                ServiceSource::Image(image) => match self.identities.get(&(runner, Some(&**image))) {
+                    Some(IdentityState::Answered(answer)) => answer.clone()?.and_then(|identity| identity.image),
+                    _ => None,
+                },
+                ServiceSource::Step(seed) => progress.snapshot(*seed).map(|snapshot| Arc::clone(&snapshot.0)),
+            };
+            let id = id.ok_or_else(|| format!("it is not known what service `{}` boots from", service.name))?;
+            Ok((Arc::clone(&service.name), id))
+        };
+        self.plan.services(step).iter().map(id).collect()
     }
 
     /// Looks up a step after those that build on it.
@@ -214,6 +243,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             BaseRecord::Parent { snapshot, .. } => BasePart::Snapshot(snapshot),
         };
         let (project, source_times) = (cache.project(), cache.source_times());
+        let services = self.service_ids(step, progress)?;
         let digest = step_inputs.as_ref().map(|inputs| inputs.digest());
         let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
         let context = KeyContext {
@@ -223,9 +253,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             source_times,
             inputs: inputs_part,
             step_inputs: step_inputs_part,
+            services: &services,
         };
         let key = key_of(self.plan, step, dsl_key, &context);
-        let cached = CachedStep { key, base, mode, inputs, step_inputs, flight: None };
+        let cached = CachedStep { key, base, mode, inputs, step_inputs, services, flight: None };
         Ok((cache, cached, LookupRequest { key, max_age }))
     }
 
@@ -347,7 +378,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     /// Records the result of a lookup.
     fn record(&mut self, step: StepIndex, verdict: CacheVerdict) {
-        let Some(CachedStep { key, base, mode, inputs, step_inputs, .. }) = self.running.get(&step) else { return };
+        let Some(CachedStep { key, base, mode, inputs, step_inputs, services, .. }) = self.running.get(&step) else {
+            return;
+        };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
         self.records.push(KeyRecord {
             step: Arc::clone(&bound.step),
@@ -357,7 +390,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             runner: Arc::clone(&runner.name),
             runner_version: runner.cache_version,
             mode: Arc::clone(mode),
-            runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+            runner_args: args_in_keys(self.plan, step, services),
             inputs: *inputs,
             step_inputs: step_inputs.clone(),
             verdict,

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     CachingScope, caught, fan_in,
     inputs::Inputs,
-    key::{KeyContext, is_cached, key_of},
+    key::{KeyContext, ServiceIds, args_in_keys, is_cached, key_of},
     lookup::{IdentityAnswer, IdentityQuery, identity},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         is_young,
     },
     model::{CacheMissReason, SnapshotRef, StepIndex},
-    plan::{Base, BoundPlan},
+    plan::{Base, BoundPlan, ServiceSource},
     runner::{CacheIdentity, InputFiles, RunnerSet},
 };
 
@@ -45,6 +45,14 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         if is_cached(plan, step) && !identities.contains_key(&query) {
             identities.insert(query, identity(runners, scope.probe_limit, query).await);
         }
+        let services = match service_ids(runners, scope, step, (&known, &mut identities)).await {
+            Services::Known(services) => services,
+            Services::Unknown(seed) => {
+                let prediction = Prediction::InputRuns { step: plan.step(seed).step.key.to_string() };
+                known.insert(step, Expected { prediction, snapshot: None });
+                continue;
+            }
+        };
         let files = match files_of(step, plan, &known) {
             Files::None => Ok(None),
             Files::Known(files) => {
@@ -59,7 +67,7 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
             }
         };
         let own = inputs.get(step).unwrap_or_else(|| Err("its inputs are not known".into()));
-        let inputs = own.and_then(|own| Ok((own, files?)));
+        let inputs = own.and_then(|own| Ok((own, files?, services?)));
         let expected = look_up(step, scope, (identities.get(&query), inputs), &known, &mut records);
         known.insert(step, expected);
     }
@@ -73,6 +81,46 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         }
     }
     predictions
+}
+
+/// What the services of a cached step boot from.
+enum Services {
+    Known(Result<ServiceIds, Arc<str>>),
+    /// This step runs, so its snapshot is not known.
+    Unknown(StepIndex),
+}
+
+async fn service_ids<'a, R: RunnerSet>(
+    runners: &R,
+    scope: CachingScope<'a>,
+    step: StepIndex,
+    (known, identities): (&BTreeMap<StepIndex, Expected>, &mut BTreeMap<IdentityQuery<'a>, IdentityAnswer>),
+) -> Services {
+    let (plan, mut ids) = (scope.plan, ServiceIds::new());
+    for service in plan.services(step).iter().filter(|_| is_cached(plan, step)) {
+        let id = match &service.source {
+            ServiceSource::Step(seed) => match known.get(seed).and_then(|expected| expected.snapshot.clone()) {
+                Some(snapshot) => snapshot,
+                None => return Services::Unknown(*seed),
+            },
+            ServiceSource::Image(image) => {
+                let query = (plan.step(step).runner, Some(&**image));
+                if !identities.contains_key(&query) {
+                    identities.insert(query, identity(runners, scope.probe_limit, query).await);
+                }
+                match identities.get(&query) {
+                    Some(Ok(Some(CacheIdentity { image: Some(image), .. }))) => Arc::clone(image),
+                    Some(Err(message)) => return Services::Known(Err(Arc::clone(message))),
+                    _ => {
+                        let message = format!("it is not known what service `{}` boots from", service.name);
+                        return Services::Known(Err(message.into()));
+                    }
+                }
+            }
+        };
+        ids.push((Arc::clone(&service.name), id));
+    }
+    Services::Known(Ok(ids))
 }
 
 /// The files of other steps that a cached step gets.
@@ -96,8 +144,9 @@ fn files_of(step: StepIndex, plan: &BoundPlan, known: &BTreeMap<StepIndex, Expec
     Files::Known(files)
 }
 
-/// What the key of a step has of files: the digest of those in the source, and those of other steps.
-type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>), Arc<str>>;
+/// What the key of a step has of files: the digest of those in the source, those of other steps, and what its
+/// services boot from.
+type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>, ServiceIds), Arc<str>>;
 
 /// Looks up one step, whose parents are in `known`.
 fn look_up(
@@ -139,7 +188,7 @@ fn look_up(
         }
         (Base::Image(_), None) => return unavailable("the runner does not report the identity of the image"),
     };
-    let (inputs, step_inputs) = match inputs {
+    let (inputs, step_inputs, services) = match inputs {
         Ok(inputs) => inputs,
         Err(message) => return unavailable(&message),
     };
@@ -150,8 +199,15 @@ fn look_up(
     };
     let (project, source_times) = (cache.project(), cache.source_times());
     let (inputs_part, step_inputs_part) = (inputs.as_ref(), digest.as_ref());
-    let context =
-        KeyContext { base: part, mode, project, source_times, inputs: inputs_part, step_inputs: step_inputs_part };
+    let context = KeyContext {
+        base: part,
+        mode,
+        project,
+        source_times,
+        inputs: inputs_part,
+        step_inputs: step_inputs_part,
+        services: &services,
+    };
     let key = key_of(plan, step, policy.dsl_key, &context);
     let reason = match find(cache, LookupRequest { key, max_age: policy.max_age }) {
         Ok(expected) => return expected,
@@ -166,7 +222,7 @@ fn look_up(
         runner: Arc::clone(&runner.name),
         runner_version: runner.cache_version,
         mode: Arc::clone(mode),
-        runner_args: runner.args.in_keys(bound.step.runner_args.as_ref()),
+        runner_args: args_in_keys(plan, step, &services),
         inputs,
         step_inputs,
         verdict: CacheVerdict::Miss { reason, message: None },

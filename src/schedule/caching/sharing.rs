@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     CachingScope,
     inputs::Inputs,
-    key::{KeyContext, is_cached, key_of},
+    key::{KeyContext, ServiceIds, is_cached, key_of},
 };
 use crate::{
     awake,
@@ -227,10 +227,10 @@ impl<'a> SharingScope<'a> {
         let key_over = Box::new(move |candidate: &Candidate, snapshot: &str| {
             let (step, base) = (candidate.step, BasePart::Snapshot(snapshot));
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
-            let inputs = candidate.inputs.as_ref();
-            let step_inputs = None;
-            let mode = &candidate.mode;
-            key_of(plan, step, dsl_key, &KeyContext { base, mode, project, source_times, inputs, step_inputs })
+            let (inputs, services) = (candidate.inputs.as_ref(), &ServiceIds::new());
+            let (mode, step_inputs) = (&candidate.mode, None);
+            let context = KeyContext { base, mode, project, source_times, inputs, step_inputs, services };
+            key_of(plan, step, dsl_key, &context)
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
     }
@@ -243,8 +243,9 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
-        if parent.is_some() && self.plan.inputs.contains_key(&step) {
-            // Its key depends on files of other steps, too, which are not known yet.
+        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
+        if parent.is_some() && waits {
+            // What its key depends on, too, is not known yet: files of other steps, or what services boot from.
             return None;
         }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;

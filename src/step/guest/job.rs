@@ -69,6 +69,7 @@ fn run(job: &Job) -> Result<Ended, SetupError> {
         binds: jail::resolver(&[PathBuf::from(ROOT)]).into_iter().collect(),
         overlays: Vec::new(),
         resolver: None,
+        own_names: Vec::new(),
         secrets: Vec::new(),
         shares_network: false,
         cgroups: vec![c_string(&format!("{GROUP}/cgroup.procs"))?],

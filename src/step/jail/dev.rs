@@ -78,7 +78,7 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
         clone_tree(&dev, c"pts/empty").and_then(|tree| restricted(tree, MountAttrFlags::MOUNT_ATTR_RDONLY)).doing(doing)
     };
     let empty = [empty()?, empty()?];
-    identity::name_the_host(c"/dev/pts")?;
+    identity::name_the_host(c"/dev/pts", &spec.own_names)?;
     if let Some(content) = &spec.resolver {
         identity::show_resolver(c"/dev/pts", content)?;
     }

@@ -20,8 +20,9 @@ const USUAL: [(&str, &[&str]); 6] = [
 /// `localhost`, because otherwise `hostname -f` would resolve to `localhost`.
 const OWN_ADDRESS: &str = "127.0.1.1";
 
-/// Returns `own`, the image's file, followed by lines for the names that it lacks.
-pub(crate) fn complete(own: &[u8], hostname: &str) -> Vec<u8> {
+/// Returns `own`, the image's file, followed by lines for the names that it lacks, and preceded by a line for
+/// `own_names`, because the first line that has a name counts.
+pub(crate) fn complete(own: &[u8], hostname: &str, own_names: &[String]) -> Vec<u8> {
     let known: Vec<&[u8]> = own.split(|byte| *byte == b'\n').flat_map(names).collect();
     let lacks = |name: &&str| !known.iter().any(|known| known.eq_ignore_ascii_case(name.as_bytes()));
     let mut added = String::new();
@@ -41,7 +42,11 @@ pub(crate) fn complete(own: &[u8], hostname: &str) -> Vec<u8> {
             _ => add(OWN_ADDRESS, &[hostname]),
         }
     }
-    let mut file = own.to_vec();
+    let mut file = match own_names {
+        [] => Vec::new(),
+        names => format!("127.0.0.1\t{}\n", names.join(" ")).into_bytes(),
+    };
+    file.extend_from_slice(own);
     if file.last().is_some_and(|last| *last != b'\n') {
         file.push(b'\n');
     }
@@ -65,7 +70,7 @@ mod tests {
     use super::*;
 
     fn completed(own: &str, hostname: &str) -> String {
-        String::from_utf8(complete(own.as_bytes(), hostname)).unwrap()
+        String::from_utf8(complete(own.as_bytes(), hostname, &[])).unwrap()
     }
 
     #[test]
@@ -74,6 +79,13 @@ mod tests {
                     ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\tbox\n";
         assert_eq!(completed("", "box"), file);
         assert_eq!(completed(file, "box"), file, "completed twice");
+    }
+
+    #[test]
+    fn names_of_its_own_come_before_those_of_the_image() {
+        let names = ["db".to_owned(), "cache".to_owned()];
+        let file = String::from_utf8(complete(b"10.0.0.9 db\n127.0.0.1 localhost", "box", &names)).unwrap();
+        assert!(file.starts_with("127.0.0.1\tdb cache\n10.0.0.9 db\n127.0.0.1 localhost\n"), "{file}");
     }
 
     #[test]

@@ -29,11 +29,11 @@ const CGROUPS: &CStr = c"/sys/fs/cgroup";
 ///
 /// `aside` is a directory of a tmpfs that another mount is about to hide. A step without an `/etc/hosts`
 /// stays without one. Every image has the file, except for custom root file systems.
-pub(super) fn name_the_host(aside: &CStr) -> Result<(), SetupError> {
+pub(super) fn name_the_host(aside: &CStr, own_names: &[String]) -> Result<(), SetupError> {
     let doing = || "show the step's host name in /etc/hosts".to_owned();
     let own = small_file::read(HOSTS, hosts::MAX_BYTES).unwrap_or_default();
     let uname = rustix::system::uname();
-    let content = hosts::complete(&own, &uname.nodename().to_string_lossy());
+    let content = hosts::complete(&own, &uname.nodename().to_string_lossy(), own_names);
     show_file(&[aside.to_bytes(), b"/hosts"].concat(), &content, HOSTS).doing(doing)
 }
 

@@ -11,7 +11,7 @@ use super::SetupError;
 use crate::tree::{IdMap, PackLimits, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
-pub(crate) const SPEC_VERSION: u32 = 14;
+pub(crate) const SPEC_VERSION: u32 = 15;
 
 /// The start of a helper's greeting. [`greeting`] appends the rest.
 pub const GREETING: &str = "hm-sandbox ";
@@ -412,6 +412,8 @@ pub struct JailSpec {
     /// The content of the step's `/etc/resolv.conf`, if it is not the image's own or a view. A step without
     /// such a file gets none. With [`JailPlace::Beside`] it is that of the command.
     pub resolver: Option<Vec<u8>>,
+    /// Further names of 127.0.0.1 in the step's `/etc/hosts`.
+    pub own_names: Vec<String>,
     /// Files at `/run/secrets`.
     pub secrets: Vec<SecretFile>,
     /// Whether the step shares its network with processes that are not its own. It then gets no raw sockets,

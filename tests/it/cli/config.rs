@@ -206,7 +206,7 @@ fn wrong_tables_for_steps_are_refused_with_their_line() {
         ("[step.'*']\npids = 3\nmemroy = '1g'\n", "line 3: unknown argument `memroy` of steps, did you mean `memory`?"),
         ("\n[step.'a[']\npids = 3\n", "line 2: invalid glob `a[`"),
         ("[step]\npids = 3\n", "line 2: "),
-        ("[service.db]\nimage = 'x'\n", "line 1: [service] is not supported"),
+        ("[service.db]\nimage = 'x'\nreday = 1\n", "line 3: unknown key `reday` of services, did you mean `ready`?"),
     ] {
         project.file(".hm/hm.toml", text);
         let ended = Ended::of(&mut hm(&project, &home, &["plan"])).expect(2);

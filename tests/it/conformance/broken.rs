@@ -182,6 +182,7 @@ impl StepRunner for Broken {
         claimed.ownership = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.isolation = boasts;
         claimed.cache_dirs = boasts;
+        claimed.services = boasts;
         claimed.inputs = boasts;
         claimed.network = boasts || matches!(self.fault, Fault::Shell(_));
         claimed.private_network = boasts || matches!(self.fault, Fault::Shell(_));
@@ -314,6 +315,7 @@ async fn empty_claims_are_found() {
         ("memory", "OutOfMemory"),
         ("processes", "had 40"),
         ("cache-directories", ""),
+        ("services", ""),
         ("files-of-other-steps", ""),
     ] {
         finds(Fault::Boasts, case, says).await;

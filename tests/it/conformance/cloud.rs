@@ -51,6 +51,7 @@ fn assert_conforms(report: &Report, why: &str) {
         "network-private",
         "cache-directories",
         "outputs",
+        "services",
         "files-of-other-steps",
     ];
     assert!(report.not_promised().eq(lacks), "{report}");

@@ -39,6 +39,7 @@ async fn conforms(set_up: impl FnOnce(ProcessRunner) -> ProcessRunner) {
             "network-none",
             "network-private",
             "cache-directories",
+            "services",
             "files-of-other-steps",
         ]
     );

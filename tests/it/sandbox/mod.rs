@@ -15,6 +15,7 @@ mod overlays;
 mod processes;
 mod read_only_programs;
 mod rootless;
+mod services;
 mod source;
 mod source_times;
 mod traces;

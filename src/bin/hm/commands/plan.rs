@@ -154,6 +154,7 @@ fn print_plan(source: &SourceArgs, part: &PartArgs, bind: &BindArgs, form: PlanF
     let mut options = bind.bind_options()?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
     options.step_tables = sources.step_tables()?;
+    options.services = sources.services();
     let plan = backend::apply(plan, &mut options, &sources.backend()?)?;
     let bound = plan::bind(&plan, Runners::new(Config::default())?.descriptors(), &options)
         .map_err(|invalid| definition.invalid(&invalid))?;

@@ -18,8 +18,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     keys::{self, FilePlace, KeyPath, KeyValue, Keys},
-    schema::{ConfigFile, KnownKeys, OWN_TABLES, UNSUPPORTED},
-    steps,
+    schema::{ConfigFile, KnownKeys, OWN_TABLES},
+    services, steps,
 };
 use crate::{
     failure::{Failure, Outcome},
@@ -173,14 +173,10 @@ fn parse(file: &ConfigText) -> Outcome<(Keys, Vec<UnknownKey>)> {
             key: keys::dotted(&path),
             place: place(keys::line_at(text, at)),
         }));
-    } else if let Some((name, _)) = table.get_ref().iter().find(|(name, _)| UNSUPPORTED.contains(&&**name.get_ref())) {
-        return Err(mistake(
-            name.span().start,
-            &format!("[{}] is not supported by this version of hm", name.get_ref()),
-        ));
     }
     ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(invalid)?;
-    if let Some((at, what)) = steps::mistake(table.get_ref()) {
+    let tables = table.get_ref();
+    if let Some((at, what)) = steps::mistake(tables).or_else(|| services::mistake(tables)) {
         return Err(mistake(at, &what));
     }
     let found = keys::of_table(table.get_ref(), text, place).map_err(invalid)?;

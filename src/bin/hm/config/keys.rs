@@ -122,7 +122,7 @@ pub(super) fn of_table(
             let mut path = parents.clone();
             path.push(name.get_ref().to_string());
             match value.get_ref() {
-                DeValue::Table(table) if !is_step_argument(&path) => open.push((path, table)),
+                DeValue::Table(table) if !is_argument(&path) => open.push((path, table)),
                 _ => {
                     let read = Value::deserialize(ValueDeserializer::from(value.clone()))?;
                     keys.insert(path, KeyValue { value: read, place: place(line(text, name)) });
@@ -133,10 +133,10 @@ pub(super) fn of_table(
     Ok(keys)
 }
 
-/// Returns whether this is an argument of a `[step]` table. It is replaced as a whole, so it is one key, even
-/// if it is a table.
-fn is_step_argument(path: &[String]) -> bool {
-    matches!(path, [table, _, _] if table == super::steps::TABLE)
+/// Returns whether this is an argument of a `[step]` or a `[service]` table. It is replaced as a whole, so it
+/// is one key, even if it is a table.
+fn is_argument(path: &[String]) -> bool {
+    matches!(path, [table, _, _] if [super::steps::TABLE, super::services::TABLE].contains(&&**table))
 }
 
 /// Returns the line of a key, from 1.

@@ -14,6 +14,7 @@ mod keys;
 mod layers;
 mod permissions;
 mod schema;
+mod services;
 mod show;
 mod sources;
 mod steps;

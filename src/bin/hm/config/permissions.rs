@@ -14,6 +14,7 @@ use super::{
     cloud,
     layers::ConfigPlace,
     schema::{BackendName, ConfigFile},
+    services,
     sources::{ConfigSources, Project},
     steps,
 };
@@ -36,7 +37,8 @@ pub(super) fn of(settings: &ConfigSources, project: Option<&ProjectDir>, all: bo
         let effect = "cached results are shared with every project that has the same value";
         permissions.push(Permission::new("[cache] share", name, effect));
     }
-    permissions.extend(steps::permissions(&settings.project));
+    permissions.extend(steps::permissions(&settings.project, project.map(ProjectDir::path)));
+    permissions.extend(services::permissions(&settings.project, project.map(ProjectDir::path)));
     for ((key, path), (_, users)) in vm.paths().into_iter().zip(settings.user.vm.paths()) {
         if let Some(path) = path
             && users.as_ref() != Some(path)

@@ -7,7 +7,10 @@ use std::{
     sync::LazyLock,
 };
 
-use hm_exec::{runner::MemorySize, source::SourceTimes};
+use hm_exec::{
+    runner::{MemorySize, ServiceArg},
+    source::SourceTimes,
+};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
@@ -49,9 +52,9 @@ pub(super) struct ConfigFile {
     /// Arguments for the steps whose key or label matches a glob; in hm.toml only.
     #[schemars(with = "BTreeMap<String, StepTableSchema>")]
     step: BTreeMap<String, BTreeMap<String, IgnoredAny>>,
-    /// Services beside steps; not supported by this version.
-    #[schemars(with = "BTreeMap<String, Value>")]
-    service: Option<IgnoredAny>,
+    /// Services that steps may name in `services`; in hm.toml only.
+    #[schemars(with = "BTreeMap<String, ServiceArg>")]
+    service: BTreeMap<String, BTreeMap<String, IgnoredAny>>,
     /// All keys, with their lines.
     #[serde(skip)]
     #[schemars(skip)]
@@ -73,9 +76,6 @@ impl ConfigFile {
         *self = Self::of_keys(keys).unwrap_or_default();
     }
 }
-
-/// The tables that a file may have, and that this version does not support.
-pub(super) const UNSUPPORTED: [&str; 1] = ["service"];
 
 /// The tables that only `hm.toml` may have.
 pub(super) const OWN_TABLES: [&str; 2] = ["service", "step"];

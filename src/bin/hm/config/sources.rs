@@ -15,7 +15,7 @@ use super::{
     keys::{KeyPath, Sourced, ValueSource},
     layers::{RemoteLayers, RemoteTable},
     schema::{BackendName, ConfigFile, VmTable},
-    steps,
+    services, steps,
     variables::Environment,
 };
 use crate::{
@@ -93,7 +93,9 @@ impl ConfigSources {
             ["backend"] => value == BackendName::Local.as_str(),
             // Less sharing needs no consent.
             ["remote", "cache"] => value == "off",
-            [steps::TABLE, _, name] => trust::of_step_arg(name, value).is_none(),
+            [steps::TABLE, _, name] => trust::of_step_arg(name, value, None).is_none(),
+            // A service without its image is wrong, and no command boots from it without consent.
+            [services::TABLE, ..] => true,
             _ => false,
         });
     }

@@ -1,6 +1,6 @@
 //! `[step."glob"]` of `hm.toml`: arguments for the steps whose key or label matches a glob.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use hm_exec::{
     plan::{StepTable, engine_args_schema},
@@ -98,11 +98,11 @@ fn header(glob: &str) -> String {
 }
 
 /// Returns what the project's tables request beyond the sandbox.
-pub(super) fn permissions(file: &ConfigFile) -> Vec<Permission> {
+pub(super) fn permissions(file: &ConfigFile, project: Option<&Path>) -> Vec<Permission> {
     let mut permissions = Vec::new();
     for (path, key) in &file.keys {
         let [TABLE, glob, name] = path.iter().map(String::as_str).collect::<Vec<_>>()[..] else { continue };
-        let request = trust::of_step_arg(name, &key.value);
+        let request = trust::of_step_arg(name, &key.value, project);
         permissions.extend(request.map(|(value, effect)| {
             Permission::new(format!("[{TABLE}] {}", keys::dotted(&[glob, name])), value, effect)
         }));

@@ -162,7 +162,8 @@ fn a_file_of_the_published_command_may_have_anything_and_ours_may_not() {
     for (name, text, expected) in [
         ("hm.toml", "[cloud]\norgg = 's3cret'\n", "line 2"),
         ("hm.toml", "\n[step.a]\nx = 1\n", "line 3: unknown argument `x` of steps"),
-        ("hm.toml", "[service]\n", "line 1: [service] is not supported"),
+        ("hm.toml", "[service.a]\nx = 1\n", "line 2: unknown key `x` of services"),
+        ("hm.toml", "\n[service.a]\nready = 1\n", "line 2: [service.a] a service needs an `image`"),
         ("hm.toml", "[preferences]\nformat = 'compact'\n", "line 2"),
         ("config.toml", "\n\nbackend = 's3cret'\n", "line 3"),
         ("config.toml", "[cloud]\norg = 3\n", "line 2"),

@@ -18,7 +18,7 @@ use std::{
 
 use hm_exec::quote::quote;
 pub(crate) use permission::Permission;
-pub(crate) use pipeline::{of_plan, of_step_arg};
+pub(crate) use pipeline::{of_image, of_plan, of_step_arg};
 
 use crate::{
     args::SourceArgs,

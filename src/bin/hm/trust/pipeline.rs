@@ -35,10 +35,10 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
         let runner = runner.or(options.runner.as_deref());
         !matches!(runner, Some("cloud" | "process"))
     };
-    let is_named = |arg: &str| options.network == Some(Network::Host) && arg != "caches";
+    let is_named = |arg: &str| options.network == Some(Network::Host) && !matches!(arg, "caches" | "services");
     let asking = nodes.iter().filter(|node| asks(node.step.runner.as_deref()));
     for (name, value) in asking.filter_map(|node| node.step.runner_args.as_ref()?.as_object()).flatten() {
-        if let Some((value, effect)) = of_step_arg(name, value).filter(|_| !is_named(name)) {
+        if let Some((value, effect)) = of_step_arg(name, value, Some(project)).filter(|_| !is_named(name)) {
             let permission = Permission::new(name, value, effect);
             if !permissions.contains(&permission) {
                 permissions.push(permission);
@@ -50,19 +50,29 @@ pub(crate) fn of_plan(plan: &Plan, options: &BindOptions, project: &Path) -> Vec
     let images: BTreeSet<&str> = roots.map(|step| nodes[step.get()].step.image.as_deref().unwrap_or(default)).collect();
     for image in images {
         let is_users = options.images.contains_key(image) || options.images.values().any(|named| named == image);
-        if let Some(place) = image_path(image).and_then(|path| outside(&path, project)).filter(|_| !is_users) {
-            // The same path may mean another place in another directory.
-            let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
-            let value = format!("{transport}:{}", place.display());
-            permissions.push(Permission::new("image", value, "its steps can read these files outside of the project"));
+        if let Some((value, effect)) = of_image(image, Some(project)).filter(|_| !is_users) {
+            permissions.push(Permission::new("image", value, effect));
         }
     }
     permissions
 }
 
+/// Returns what an image requests that a project names: the value that the user consents to, and its effect.
+/// Without a project, every image in a file is outside of it.
+pub(crate) fn of_image(image: &str, project: Option<&Path>) -> Option<(String, &'static str)> {
+    let path = image_path(image)?;
+    let place = match project {
+        Some(project) => outside(&path, project)?,
+        None => path,
+    };
+    // The same path may mean another place in another directory.
+    let transport = image.split_once(':').map_or(image, |(transport, _)| transport);
+    Some((format!("{transport}:{}", place.display()), "its steps can read these files outside of the project"))
+}
+
 /// Returns what an argument of a step requests, in its `runner_args` or in a `[step]` table: the value that
 /// the user consents to, and its effect.
-pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static str)> {
+pub(crate) fn of_step_arg(name: &str, value: &Value, project: Option<&Path>) -> Option<(String, &'static str)> {
     match (name, value) {
         ("host_ports", Value::Array(ports)) if !ports.is_empty() => {
             let ports: Vec<String> = ports.iter().map(Value::to_string).collect();
@@ -79,6 +89,18 @@ pub(crate) fn of_step_arg(name: &str, value: &Value) -> Option<(String, &'static
             let names: Vec<&str> = shared.map(|(name, _)| name.as_str()).collect();
             let effect = "its steps write to these directories, which steps of your other projects use";
             (!names.is_empty()).then(|| (names.join(", "), effect))
+        }
+        // Every image, in any form that a runner might read: one service that is wrong hides no other one.
+        ("services", Value::Object(services)) => {
+            let images = services.values().filter_map(|service| match service {
+                Value::Object(service) => service.get("image")?.as_str(),
+                Value::Array(fields) => fields.first()?.as_str(),
+                _ => None,
+            });
+            let (places, effects): (BTreeSet<String>, Vec<&str>) =
+                images.filter_map(|image| of_image(image, project)).unzip();
+            let places: Vec<String> = places.into_iter().collect();
+            effects.first().map(|effect| (places.join(", "), *effect))
         }
         _ => None,
     }
@@ -176,6 +198,16 @@ mod tests {
             (r#"{"network":{"host":null}}"#, r#"network = "host""#),
             (r#"{"caches":{"k":{"path":"/x","scope":{"user":null}}}}"#, r#"caches = "k""#),
             (r#"{"caches":{"k":["/x","user"]}}"#, r#"caches = "k""#),
+            (r#"{"services":{"s":{"image":"rootfs:/srv/x","cmd":"a"}}}"#, r#"services = "rootfs:/srv/x""#),
+            (
+                r#"{"services":{"a":{"image":"host"},"b":{"image":"rootfs:/srv/x","cmd":"a"}}}"#,
+                r#"services = "rootfs:/srv/x""#,
+            ),
+            (r#"{"services":{"s":["rootfs:/srv/x"]}}"#, r#"services = "rootfs:/srv/x""#),
+            (
+                r#"{"services":{"s":{"image":"oci:/b:1"},"t":{"image":"oci:/a:1"},"u":{"step":"x"}}}"#,
+                r#"services = "oci:/a, oci:/b""#,
+            ),
         ] {
             let step = step("a", &format!(r#","runner_args":{args}"#));
             assert_eq!(permissions(&step, "", &BindOptions::default(), Path::new("/project")), [expected], "{args}");

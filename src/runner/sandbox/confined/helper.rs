@@ -107,6 +107,7 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         binds: order.binds,
         overlays: Vec::new(),
         resolver: None,
+        own_names: Vec::new(),
         secrets: Vec::new(),
         cgroups: limited.procs(),
         group_views: Vec::new(),

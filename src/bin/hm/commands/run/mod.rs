@@ -281,6 +281,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         early = None;
     }
     bind.step_tables = sources.step_tables()?;
+    bind.services = sources.services();
     let config = sources.resolve(Some(&found.project))?;
     let format = args.format.unwrap_or_else(|| Format::preferred_here(config.format));
     let (store, early) = match early {
@@ -329,6 +330,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.runner = bind.runner;
     request.options.network = bind.network;
     request.options.step_tables = bind.step_tables;
+    request.options.services = bind.services;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.trace_inputs = args.check_inputs;

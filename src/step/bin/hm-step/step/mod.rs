@@ -160,6 +160,7 @@ fn spec(
         binds: jail::resolver(lowers).into_iter().collect(),
         overlays: Vec::new(),
         resolver: None,
+        own_names: Vec::new(),
         secrets: Vec::new(),
         shares_network: limits.network == Network::Host,
         cgroups: Vec::new(),
