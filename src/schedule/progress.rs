@@ -4,7 +4,7 @@
 //! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
 //! finally the outcome. The module knows no runtime, and nothing here waits.
 
-use std::{io, iter, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, iter, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
