@@ -3,7 +3,10 @@
 //! The keys are computed as for a lookup, along the plan's order. Nothing is run, recorded or marked as used.
 //! What a remote cache has is not asked for.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use super::{
     CachingScope, caught, fan_in,
@@ -105,12 +108,13 @@ async fn service_ids<'a, R: RunnerSet>(
             },
             ServiceSource::Image(image) => {
                 let query = (plan.step(step).runner, Some(&**image));
-                if !identities.contains_key(&query) {
-                    identities.insert(query, identity(runners, scope.probe_limit, query).await);
-                }
-                match identities.get(&query) {
-                    Some(Ok(Some(CacheIdentity { image: Some(image), .. }))) => Arc::clone(image),
-                    Some(Err(message)) => return Services::Known(Err(Arc::clone(message))),
+                let answer = match identities.entry(query) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(free) => free.insert(identity(runners, scope.probe_limit, query).await),
+                };
+                match answer {
+                    Ok(Some(CacheIdentity { image: Some(image), .. })) => Arc::clone(image),
+                    Err(message) => return Services::Known(Err(Arc::clone(message))),
                     _ => {
                         let message = format!("it is not known what service `{}` boots from", service.name);
                         return Services::Known(Err(message.into()));
