@@ -89,8 +89,8 @@ impl BoundPlan {
         &self.runners[usize::from(self.step(step).runner.0)]
     }
 
-    /// Returns whether the files of a step that was found in a cache are needed here: as inputs of other steps,
-    /// for services that boot from it, or for its outputs.
+    /// Returns whether the files of a step that was found in a cache are needed here: as inputs of other
+    /// steps, for services that boot from it, or for its outputs.
     #[must_use]
     pub fn needs_files(&self, step: StepIndex) -> bool {
         self.step(step).is_input || self.is_seed(step) || self.outputs.contains_key(&step)

@@ -3,6 +3,8 @@
 //! Input: the dispatcher's occurrences (an attempt ended, time passed, the user cancelled), each as one
 //! synchronous call with the time since the start of the run. Output: attempts to start, state events, and
 //! finally the outcome. The module knows no runtime, and nothing here waits.
+//!
+//! Over 500 lines because every occurrence changes the same state, and is one short function.
 
 use std::{collections::BTreeMap, io, iter, path::PathBuf, sync::Arc, time::Duration};
 

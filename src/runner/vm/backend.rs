@@ -103,8 +103,8 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
     fn remove(&self, snapshot: &str) -> impl Future<Output = Result<(), RunnerError>> + Send;
 
     /// Ends every process of a machine, and copies the outputs of its step. Called for backends with the
-    /// capability [`outputs`](RunnerCapabilities::outputs), before the machine is saved or destroyed. Problems
-    /// are warnings.
+    /// capability [`outputs`](RunnerCapabilities::outputs), before the machine is saved or destroyed.
+    /// Problems are warnings.
     ///
     /// # Cancel safety
     /// Dropping the future leaves no half file.

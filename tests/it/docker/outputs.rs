@@ -48,7 +48,7 @@ async fn outputs_are_copied_from_containers_and_from_the_store() {
     }
     assert!(outputs(&built, "nothing").is_empty());
 
-    // Of the store's snapshot, files have all their names.
+    // Files of the store's snapshot have all their names.
     let again = bench.build(&pipeline(&steps[..1], &[])).await;
     assert_eq!(again.outcome.steps[0].status, CacheHit);
     let mut all = expected.to_vec();

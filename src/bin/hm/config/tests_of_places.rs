@@ -379,7 +379,8 @@ fn the_guide_has_every_key_and_every_variable_and_no_other() {
 
 #[test]
 fn the_table_has_every_variable_that_the_source_names() {
-    /// Set by services for pipelines, by tests, for steps of workers, by scripts of shells, and a prefix of names.
+    /// Set by services for pipelines, by tests, for steps of workers, by scripts of shells, and a prefix of
+    /// names.
     const OTHERS: [&str; 6] = [
         "HM_COMPLETE",
         "HM_PIPELINE_ORG",

@@ -78,8 +78,8 @@ fn push_case(xml: &mut String, report: &Report<'_>, index: usize, step: &StepRec
     Ok(())
 }
 
-/// Returns the element that names a step's artifacts, in the form that Jenkins and GitLab read. It is empty if
-/// there are none.
+/// Returns the element that names a step's artifacts, in the form that Jenkins and GitLab read. It is empty
+/// if there are none.
 fn attachments(step: &StepRecord) -> String {
     if step.artifacts.is_empty() {
         return String::new();
