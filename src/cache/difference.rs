@@ -129,12 +129,12 @@ pub enum Difference {
 
 /// Returns the differences between the files of other steps that a step got in two runs.
 pub(super) fn input_differences(old: &[StepInputPart], new: &[StepInputPart]) -> Vec<Difference> {
-    // A step may get one path at several targets.
-    let named = |parts: &[StepInputPart]| -> BTreeMap<(String, String), BTreeSet<(String, [u8; 32])>> {
-        let mut named = BTreeMap::new();
+    /// What is shown of one path: the targets, with the digest of what is there.
+    type Shown = BTreeSet<(String, [u8; 32])>;
+    let named = |parts: &[StepInputPart]| {
+        let mut named: BTreeMap<(String, String), Shown> = BTreeMap::new();
         for StepInputPart { target, digest, step, path } in parts {
-            let at: &mut BTreeSet<_> = named.entry((step.clone(), path.clone())).or_default();
-            at.insert((target.clone(), *digest));
+            named.entry((step.clone(), path.clone())).or_default().insert((target.clone(), *digest));
         }
         named
     };
