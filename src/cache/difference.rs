@@ -1,6 +1,9 @@
 //! The differences between the keys of a step in two runs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
@@ -126,9 +129,14 @@ pub enum Difference {
 
 /// Returns the differences between the files of other steps that a step got in two runs.
 pub(super) fn input_differences(old: &[StepInputPart], new: &[StepInputPart]) -> Vec<Difference> {
-    let named = |parts: &[StepInputPart]| -> BTreeMap<(String, String), (String, [u8; 32])> {
-        let named = |it: &StepInputPart| ((it.step.clone(), it.path.clone()), (it.target.clone(), it.digest));
-        parts.iter().map(named).collect()
+    /// What is shown of one path: the targets, with the digest of what is there.
+    type Shown = BTreeSet<(String, [u8; 32])>;
+    let named = |parts: &[StepInputPart]| {
+        let mut named: BTreeMap<(String, String), Shown> = BTreeMap::new();
+        for StepInputPart { target, digest, step, path } in parts {
+            named.entry((step.clone(), path.clone())).or_default().insert((target.clone(), *digest));
+        }
+        named
     };
     let (mut was, is) = (named(old), named(new));
     let mut found = Vec::new();
@@ -208,4 +216,26 @@ pub(super) fn differences(
         found.push(Difference::RunnerArgs);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_a_step_gets_at_two_targets_changes_with_either() {
+        let part = |target: &str, byte: u8| StepInputPart {
+            target: target.into(),
+            digest: [byte; 32],
+            step: "a".into(),
+            path: "/x".into(),
+        };
+        let changed = [Difference::StepInput { step: "a".into(), path: "/x".into() }];
+        let old = [part("/in/1", 1), part("/in/2", 1)];
+        assert!(input_differences(&old, &old).is_empty());
+        for new in [&[part("/in/1", 1), part("/in/3", 1)][..], &[part("/in/0", 1), part("/in/2", 1)], &old[1..]] {
+            assert_eq!(input_differences(&old, new), changed);
+            assert_eq!(input_differences(new, &old), changed);
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use rustix::{io::Errno, pipe::PipeFlags};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     SandboxRunner,
@@ -28,6 +29,10 @@ use crate::{
 
 /// Precedes the stream in the digest of an input.
 const CONTEXT: &[u8] = b"hm-exec step input 1\0";
+
+/// How many inputs are read at a time, for all steps. Each reader holds a thread for blocking work, and its
+/// visit needs another one for a moment: if readers held all threads, none could end.
+pub(super) const INPUT_READS: usize = 8;
 
 /// The directory of a copy, below that of this process's temporary files. Dropping it removes it.
 #[derive(Debug)]
@@ -74,9 +79,10 @@ impl SandboxRunner {
         let bringing = Box::pin(async {
             let source = ctx.archives.freeze(store).await.map_err(failed("freeze the source"))?;
             for files in &input.inputs {
+                let permit = self.input_read().await?;
                 let copy = InputCopy::new(store).map_err(failed("make a directory for files of another step"))?;
                 let (source_path, target) = (c_path(&copy.files())?, c_path(Path::new(&*files.target))?);
-                let (_, copy) = self.read_input(store, &source, files, Some(copy)).await?;
+                let (_, copy) = self.read_input(store, (&source, files), Some(copy), permit).await?;
                 boot.binds.push(Bind { source: source_path, target, writable: false });
                 boot.inputs.extend(copy);
             }
@@ -98,13 +104,25 @@ impl SandboxRunner {
             let store = self.store().map_err(failed("open the store"))?;
             let InputFiles { snapshot, path, .. } = input;
             let id = source.name(&store).await.map_err(failed("freeze the source"))?;
-            let known = store.digests().of_input(snapshot, &id, path).map_err(failed("read the store's index"))?;
-            if let Some(digest) = known {
+            // The index may be locked by another process for seconds.
+            let known = || {
+                let (store, snapshot, id, path) = (Arc::clone(&store), snapshot.clone(), id.clone(), Arc::clone(path));
+                let read = move || Ok(store.digests().of_input(&snapshot, &id, &path)?);
+                RunnerError::blocking("read the store's index", read)
+            };
+            if let Some(digest) = known().await? {
                 return Ok(digest);
             }
             let frozen = source.freeze(&store).await.map_err(failed("freeze the source"))?;
-            let (digest, _) = self.read_input(&store, &frozen, input, None).await?;
-            if let Err(error) = store.digests().remember_input((snapshot, &frozen.id), path, &digest) {
+            let permit = self.input_read().await?;
+            // Another step may have read the same path while this one waited.
+            if let Some(digest) = known().await? {
+                return Ok(digest);
+            }
+            let (digest, _) = self.read_input(&store, (&frozen, input), None, permit).await?;
+            let (snapshot, path) = (snapshot.clone(), Arc::clone(path));
+            let remember = move || Ok(store.digests().remember_input((&snapshot, &frozen.id), &path, &digest)?);
+            if let Err(error) = RunnerError::blocking("write the store's index", remember).await {
                 tracing::debug!(%error, "failed to remember the digest of an input");
             }
             Ok(digest)
@@ -112,20 +130,27 @@ impl SandboxRunner {
         .boxed()
     }
 
+    /// Waits until another input may be read.
+    async fn input_read(&self) -> Result<OwnedSemaphorePermit, RunnerError> {
+        let permit = Arc::clone(&self.input_reads).acquire_owned().await;
+        permit.map_err(|error| RunnerError::infrastructure("wait for readers of other steps' files", error))
+    }
+
     /// Reads an input, and writes it to `copy`, if there is one. Returns its digest.
     async fn read_input(
         &self,
         store: &Arc<Store>,
-        source: &FrozenSource,
-        input: &InputFiles,
+        (source, input): (&FrozenSource, &InputFiles),
         copy: Option<InputCopy>,
+        permit: OwnedSemaphorePermit,
     ) -> Result<([u8; 32], Option<InputCopy>), RunnerError> {
         let doing = "read files of another step";
         let failed = |error: io::Error| RunnerError::infrastructure(doing, error);
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
-        // The thread owns the copy: it may still write after this future was dropped.
+        // The thread owns the copy and the permit: it may still write after this future was dropped.
         let receiving = blocking::run(doing, move || {
+            let _permit = permit;
             let received = receive(File::from(read), copy.as_ref());
             Ok::<_, RunnerError>((received, copy))
         });
@@ -138,6 +163,13 @@ impl SandboxRunner {
         let (received, copy) = received?;
         match (visited, received) {
             (Ok(0), Ok(digest)) => Ok((digest, copy)),
+            (Err(VisitError::Operation { source, .. }), _) if is_number(&source, &[Errno::FBIG]) => {
+                Err(RunnerError::unsupported(format!(
+                    "{} of step `{}`, which `inputs` names, is larger than 4 GiB: name a smaller part of it, or build in \
+                     that step",
+                    input.path, input.step
+                )))
+            }
             // If the copy cannot be written, the visitor loses its reader.
             (_, Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
                 let within = copy.map_or_else(|| store.dir().into(), |copy| copy.files());
@@ -191,7 +223,10 @@ impl<R: Read> Read for Hashing<R> {
 
 /// Returns whether an error is caused by the path rather than by the machine.
 fn is_about_the_path(error: &io::Error) -> bool {
-    let number = error.raw_os_error().map(Errno::from_raw_os_error);
     // The visitor may read all that the step could. It may not enter the roots of other processes.
-    matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP | Errno::ACCESS))
+    is_number(error, &[Errno::NOENT, Errno::NOTDIR, Errno::NAMETOOLONG, Errno::LOOP, Errno::ACCESS])
+}
+
+fn is_number(error: &io::Error, numbers: &[Errno]) -> bool {
+    error.raw_os_error().is_some_and(|number| numbers.contains(&Errno::from_raw_os_error(number)))
 }

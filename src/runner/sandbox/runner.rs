@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use tokio::sync::Semaphore;
 
 use super::{
     attempt::Supervised,
@@ -20,6 +21,7 @@ use super::{
     cgroup::Limited,
     checks,
     exit_code::exit_code,
+    inputs::INPUT_READS,
     jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
     overlays::Overlays,
     own_network,
@@ -50,6 +52,8 @@ pub struct SandboxRunner {
     pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,
     pub(super) networks: Networks,
+    /// Limits how many files of other steps are read at a time.
+    pub(super) input_reads: Arc<Semaphore>,
     warned: AtomicBool,
 }
 
@@ -172,6 +176,7 @@ impl SandboxBuilder {
             layer_dirs: LayerDirs::default(),
             overlays: Arc::default(),
             networks: Networks::default(),
+            input_reads: Arc::new(Semaphore::new(INPUT_READS)),
             warned: AtomicBool::new(false),
         }
     }

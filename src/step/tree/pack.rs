@@ -30,6 +30,12 @@ const FILE: &[u8] = b"file";
 /// The times in a plain stream, in seconds since the Unix epoch: 2000-01-01.
 pub const PLAIN_SECONDS: u64 = 946_684_800;
 
+/// The most bytes of a plain stream: as many as outputs may have.
+const PLAIN_BYTES: u64 = 4 << 30;
+
+/// The size of an entry without its content.
+const HEADER_BYTES: usize = 512;
+
 /// Writes the file or tree at `path` to `out` as a GNU tar stream.
 ///
 /// Names begin with the last part of `path`. If that is `.`, they begin with `.`, which means a directory's
@@ -40,7 +46,7 @@ pub const PLAIN_SECONDS: u64 = 946_684_800;
 /// # Errors
 /// Returns the first error; the stream is then incomplete.
 pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
-    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: false };
+    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: false, left: u64::MAX };
     let bytes = path.as_os_str().as_bytes();
     let trimmed = bytes.iter().rposition(|byte| *byte != b'/').map_or(&b""[..], |last| &bytes[..=last]);
     let (parent, name) = match trimmed.iter().rposition(|byte| *byte == b'/') {
@@ -76,9 +82,14 @@ pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// Returns the first error; the stream is then incomplete. If something else is at `path`, or something in
-/// `/proc` or `/sys`, that is `ENOTDIR`.
+/// `/proc` or `/sys`, that is `ENOTDIR`. If the stream would be larger than 4 GiB, it is `EFBIG`; holes in files
+/// count like data.
 pub fn pack_plain(path: &Path, out: impl Write) -> io::Result<()> {
-    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: true };
+    pack_plain_within(PLAIN_BYTES, path, out)
+}
+
+fn pack_plain_within(most_bytes: u64, path: &Path, out: impl Write) -> io::Result<()> {
+    let mut packer = Packer { tar: Builder::new(out), links: HashMap::new(), is_plain: true, left: most_bytes };
     let open = |flags: OFlags| fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
     let found = open(OFlags::PATH | OFlags::CLOEXEC)?;
     let stat = fs::fstat(&found)?;
@@ -107,6 +118,8 @@ struct Packer<W: Write> {
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Whether owners and times are left out.
     is_plain: bool,
+    /// How many bytes may still be written.
+    left: u64,
 }
 
 /// An entry of the stream.
@@ -184,6 +197,10 @@ impl<W: Write> Packer<W> {
 
     fn entry(&mut self, member: &Member<'_>, data: impl Read) -> io::Result<()> {
         let &Member { name, stat, kind, link, size_bytes } = member;
+        // Before anything of the file is read: a hole costs a step nothing, but would be read for hours.
+        let needed = (HEADER_BYTES + name.len() + link.len()) as u64;
+        let left = self.left.checked_sub(needed).and_then(|left| left.checked_sub(size_bytes));
+        self.left = left.ok_or(rustix::io::Errno::FBIG)?;
         let mut header = Header::new_gnu();
         let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("a GNU header is not one")) };
         for (text, field, long) in
@@ -266,6 +283,25 @@ mod tests {
         std::fs::set_permissions(a.join("d/f"), std::fs::Permissions::from_mode(0o4600)).unwrap();
         assert_eq!(first, plain(&a), "set-id bits refer to ids that are left out");
         assert_eq!(plain(&a.join("other")), plain(&a.join("d/f")), "a file has no name");
+    }
+
+    #[test]
+    fn a_plain_stream_is_limited_and_holes_count() {
+        let top = tempfile::tempdir().unwrap();
+        let holes = top.path().join("holes");
+        File::create(&holes).unwrap().set_len(PLAIN_BYTES).unwrap();
+        let too_big = Some(rustix::io::Errno::FBIG.raw_os_error());
+        for path in [&holes, top.path()] {
+            let mut out = Vec::new();
+            assert_eq!(pack_plain(path, &mut out).unwrap_err().raw_os_error(), too_big, "{}", path.display());
+            assert!(out.len() <= 4096, "it is refused before it is read");
+        }
+        // All files together count.
+        File::create(&holes).unwrap().set_len(5000).unwrap();
+        assert!(pack_plain_within(8000, top.path(), io::sink()).is_ok());
+        std::fs::write(top.path().join("other"), [0; 5000]).unwrap();
+        let both = pack_plain_within(8000, top.path(), io::sink());
+        assert_eq!(both.unwrap_err().raw_os_error(), too_big);
     }
 
     #[test]

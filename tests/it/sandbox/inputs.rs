@@ -6,13 +6,16 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::fs::symlink,
     process::Stdio,
+    time::Duration,
 };
 
+use hm_exec::runner::{InputFiles, StepRunner};
 use serde_json::{Value, json};
 
 use crate::support::{
     filesystem::Filesystem,
     project::{Ended, Project},
+    sandbox::{Ask, Bench},
 };
 
 /// A step of a pipeline.
@@ -229,6 +232,38 @@ fn a_path_that_is_not_there_is_named() {
         let expected = format!("step `shard` has no file or directory {path} (");
         assert!(ended.stdout.contains(&expected) && printed(&ended, "join").is_empty(), "{}", ended.stdout);
     }
+}
+
+#[test]
+fn a_file_that_is_too_large_is_named_and_not_read() {
+    let project = Project::new();
+    for is_cached in [false, true] {
+        let join = step("join", "echo ran").after(&["shard"]).inputs(&json!({ "shard:/workspace/cov": "/in" }));
+        let shard = step("shard", "mkdir cov; truncate -s 8T cov/x || truncate -s 5G cov/x");
+        pipeline(&project, &[shard, if is_cached { join.cached() } else { join }]);
+        let ended = run(&project, &[]).expect(3);
+        let expected = "/workspace/cov of step `shard`, which `inputs` names, is larger than 4 GiB";
+        assert!(ended.stdout.contains(expected) && printed(&ended, "join").is_empty(), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn many_readers_do_not_take_the_threads_that_their_visits_need() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(12).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let bench = Bench::new();
+        let mut run = bench.run();
+        let ask = Ask::new("for n in $(seq 40); do echo $n > f$n; done");
+        let made = bench.step(&mut run, ask).await.unwrap().committed_snapshot.unwrap();
+        let files = |n: usize| InputFiles::new(("made", made.clone()), format!("/workspace/f{n}"), "/in");
+        let all: Vec<_> = (1..=40).map(files).collect();
+        let reads = all.iter().map(|files| bench.runner.input_digest(&run.ctx.archives, files));
+        let read = tokio::time::timeout(Duration::from_secs(120), futures_util::future::try_join_all(reads)).await;
+        let digests = read.expect("no reader waits for another one's thread").unwrap();
+        let digests: BTreeSet<_> = digests.into_iter().collect();
+        assert_eq!(digests.len(), 40);
+    });
 }
 
 #[test]
