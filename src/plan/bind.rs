@@ -16,7 +16,7 @@ use super::{
     bound::{DEFAULT_IMAGE, display_name, is_rootfs},
     inputs::{InputEntry, InputScope},
     nearest::nearest,
-    step_services::{Expanded, StepServices},
+    step_services::{self, Expanded, StepServices},
     step_tables::{self, FromTable, table_args},
 };
 use crate::{
@@ -214,6 +214,7 @@ impl<'a> Binder<'a> {
             }
             Ok(()) => {}
             Err(error) => {
+                let error = step_services::refusal(step.runner_args.as_ref(), descriptor).unwrap_or(error);
                 let runner = Arc::clone(&descriptor.name);
                 let kind = ProblemKind::RunnerArgs { runner, path: error.path, message: error.message };
                 self.problems.add(place(), set_in_table(kind, &found));

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{BindOptions, BoundService, BoundStep, Plan, ServiceSource, StepIndex, nearest::nearest};
 use crate::{
     ir::{ProblemKind, ProblemPlace},
-    runner::{RunnerDescriptor, ServiceArg},
+    runner::{ArgsError, RunnerDescriptor, ServiceArg},
 };
 
 /// The name of the argument.
@@ -50,6 +50,19 @@ pub(super) struct BoundServices<'a> {
 pub(super) struct Expanded {
     pub(super) args: Option<Value>,
     pub(super) problems: Vec<ProblemKind>,
+}
+
+/// Returns why a runner refuses the services of a step, if it has none at all. Its own reason may be about all
+/// arguments.
+pub(super) fn refusal(args: Option<&Value>, runner: &RunnerDescriptor) -> Option<ArgsError> {
+    let wants = match args?.get(SERVICES)? {
+        Value::Array(names) => !names.is_empty(),
+        Value::Object(defined) => !defined.is_empty(),
+        _ => false,
+    };
+    let message = "this runner has no services: run the step on `sandbox`";
+    let error = || ArgsError { path: format!("runner_args.{SERVICES}"), message: message.into() };
+    (wants && !runner.capabilities.services).then(error)
 }
 
 impl<'a> StepServices<'a> {

@@ -245,7 +245,7 @@ impl<'a> SharingScope<'a> {
         let bound = self.plan.step(step);
         let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
         if parent.is_some() && waits {
-            // The files of other steps, or what services boot from, are in its key, and not known yet.
+            // Files of other steps, or what services boot from, are part of its key and not known yet.
             return None;
         }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
