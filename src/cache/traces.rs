@@ -89,6 +89,16 @@ pub fn declared_inputs(step: &CommandStep) -> Option<Vec<String>> {
 #[must_use]
 pub fn check_inputs(trace: &Trace, on_change: &[String], workdir: &str, source: &Path) -> CheckedInputs {
     let below = format!("{}/", workdir.trim_end_matches('/'));
+    let root = source.canonicalize().ok();
+    // A link counts with what it leads to in the source.
+    let leads_to = |pattern: &String| -> Option<Vec<u8>> {
+        let real = source.join(pattern).canonicalize().ok()?;
+        Some(real.strip_prefix(root.as_ref()?).ok()?.as_os_str().as_bytes().to_vec())
+    };
+    let targets: Vec<_> = on_change.iter().map(leads_to).collect();
+    let is_in = |path: &[u8], dir: &[u8]| {
+        path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || dir.is_empty() || rest[0] == b'/')
+    };
     let mut used = vec![false; on_change.len()];
     let mut undeclared = Vec::new();
     for (path, kinds) in &trace.entries {
@@ -99,8 +109,8 @@ pub fn check_inputs(trace: &Trace, on_change: &[String], workdir: &str, source: 
             continue;
         }
         let mut is_declared = false;
-        for (pattern, used) in on_change.iter().zip(&mut used) {
-            if path_matches(pattern, path) {
+        for ((pattern, target), used) in on_change.iter().zip(&targets).zip(&mut used) {
+            if path_matches(pattern, path) || target.as_ref().is_some_and(|target| is_in(path, target)) {
                 (*used, is_declared) = (true, true);
             }
         }
@@ -153,5 +163,8 @@ mod tests {
         assert_eq!(checked.undeclared, [PathBuf::from("Makefile")]);
         assert_eq!(checked.unused, ["*.md"]);
         assert_eq!(check_inputs(&it, &["**".into()], "/workspace", source.path()), CheckedInputs::default());
+        std::os::unix::fs::symlink("src", source.path().join("link")).unwrap();
+        let checked = check_inputs(&it, &["link".into(), "Makefile".into()], "/workspace", source.path());
+        assert_eq!(checked, CheckedInputs::default(), "a link counts with its target");
     }
 }

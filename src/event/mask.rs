@@ -37,6 +37,23 @@ pub fn mask<'a>(secrets: &Secrets, text: &'a str) -> Cow<'a, str> {
     }
 }
 
+/// A search for secrets in the names of files.
+#[cfg(feature = "sandbox")]
+pub(crate) struct SecretSearch(Option<Masker>);
+
+#[cfg(feature = "sandbox")]
+impl SecretSearch {
+    pub(crate) fn new(secrets: &Secrets) -> Result<Self, BuildError> {
+        Masker::new(secrets).map(Self)
+    }
+
+    /// Returns where in `bytes` there are secrets, in any case.
+    pub(crate) fn find(&self, bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
+        let Some(masker) = &self.0 else { return Vec::new() };
+        masker.texts.find_iter(bytes).map(|found| found.range()).collect()
+    }
+}
+
 /// The bytes of a stream that are held back between two chunks.
 #[derive(Default)]
 pub(crate) struct Held(Vec<u8>);

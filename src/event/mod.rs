@@ -53,6 +53,8 @@ pub use frames::JournalError;
 pub(crate) use live::Subscriber;
 pub use logs::{compress_logs, has_long_logs, last_log};
 pub(crate) use mask::Held;
+#[cfg(feature = "sandbox")]
+pub(crate) use mask::SecretSearch;
 pub use mask::mask;
 pub use meta::{RunMeta, ServerRun, StateEvent, StepEndDetails, StepMeta, step_id, step_index};
 pub use replay::{JournalReader, StepCost, StepRecord, durations, open, step_costs, step_records};

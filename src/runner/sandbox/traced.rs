@@ -1,6 +1,7 @@
 //! One run of a step's command; what its tracer is given, and what becomes of its trace.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read, Seek, Write},
     os::{
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::{
     blocking, cache,
+    event::SecretSearch,
     model::StdStream,
     network::NetworkSummary,
     runner::{ExecutorInput, Limits, Network, RunnerError, StepContext, machine_memory::MemoryWatch},
@@ -103,6 +105,7 @@ impl SandboxRunner {
     pub(super) async fn traced(&self, once: Once<'_>, dir: &Arc<Path>) -> Result<Ran, RunnerError> {
         let Once { ctx, input, limits, .. } = once;
         let traced = Traced { dir, ctx, input };
+        traced.forget().await?;
         let file = TraceFile::new().map_err(|error| RunnerError::infrastructure("make a file for the trace", error))?;
         let tracing = Tracing { file, destinations: Destinations::default() };
         let ran = self.once(once, Some(&tracing)).await?;
@@ -183,23 +186,22 @@ impl Traced<'_> {
             let mut trace = file.read()?;
             trace.variables = variables;
             trace.reasons.extend(reasons);
-            let has_secret = |path: &[u8]| {
-                secrets
-                    .iter()
-                    .any(|(_, value)| !value.is_empty() && path.windows(value.len()).any(|part| part == value))
-            };
-            let before = trace.entries.len();
-            trace.entries.retain(|path, _| !has_secret(path));
-            let reasons = trace.reasons.len();
-            trace.reasons.retain(|reason| !has_secret(reason.to_string().as_bytes()));
-            if trace.entries.len() < before || trace.reasons.len() < reasons {
-                trace.reasons.insert(Reason::SecretPath);
-            }
+            leave_out(&mut trace, &SecretSearch::new(&secrets).map_err(io::Error::other)?);
             write(&dir, &step, &trace)
         });
         if let Err(error) = keeping.await {
             tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key);
         }
+    }
+
+    /// Removes the trace of an earlier attempt, which this one may not replace.
+    async fn forget(self) -> Result<(), RunnerError> {
+        let path = cache::trace_path(self.dir, &self.input.step.key);
+        let removed = blocking::run("remove an earlier trace", move || match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        });
+        removed.await.map_err(|error| RunnerError::infrastructure("remove an earlier trace", error))
     }
 
     /// Records that a step ran untraced, because one of its programs traces others.
@@ -210,6 +212,33 @@ impl Traced<'_> {
         if let Err(error) = keeping.await {
             tracing::warn!("failed to keep the trace of step {}: {error}", self.input.step.key);
         }
+    }
+}
+
+/// Leaves paths and reasons that contain a secret out of a trace, and says so.
+fn leave_out(trace: &mut Trace, secrets: &SecretSearch) {
+    let mut left_out: BTreeSet<Vec<u8>> = BTreeSet::new();
+    for path in trace.entries.keys() {
+        for found in secrets.find(path) {
+            // The directories that end within the secret show a part of it.
+            let within = (found.start + 1..found.end).filter(|&end| path[end] == b'/');
+            left_out.extend(within.map(|end| path[..end].to_vec()));
+            left_out.insert(path.clone());
+        }
+    }
+    let reasons = trace.reasons.len();
+    trace.reasons.retain(|reason| {
+        let text = reason.to_string();
+        let bytes = match reason {
+            Reason::KernelFile(path) | Reason::Untraced(path) | Reason::ForeignProgram(path) => path,
+            Reason::Secret(name) => name,
+            _ => text.as_bytes(),
+        };
+        secrets.find(bytes).is_empty()
+    });
+    if !left_out.is_empty() || trace.reasons.len() < reasons {
+        trace.entries.retain(|path, _| !left_out.contains(path));
+        trace.reasons.insert(Reason::SecretPath);
     }
 }
 

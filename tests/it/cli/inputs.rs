@@ -68,7 +68,11 @@ fn undeclared_files_and_paths_that_nothing_reads_are_named() {
 fn a_cached_step_has_the_inputs_of_the_run_that_made_its_result() {
     let project = project("cat src/a.c > made", &["src"]);
     let Some(first) = check(&project, &[]) else { return };
-    assert!(first.stderr.contains("inputs of build: its `on_change` matches what it read"), "{}", first.stderr);
+    assert!(
+        first.stderr.contains("inputs of build: its `on_change` matches the files that it read"),
+        "{}",
+        first.stderr
+    );
     let made = inputs(&project, "build");
     assert!(check(&project, &[]).unwrap().stdout.contains("build was cached"));
     assert_eq!(inputs(&project, "build"), made);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use hm_exec::{
-    Plan, StepStatus,
+    Plan, StepResultSummary, StepStatus,
     cache::{CheckedInputs, Kinds, Reason, StepTrace, Trace, check_inputs, declared_inputs, trace_of},
     event::StepRecord,
     store::{Run, Store},
@@ -167,7 +167,12 @@ pub(super) fn declared(plan: &Plan) -> BTreeMap<String, Vec<String>> {
 }
 
 /// Prints how what the steps of a run read compares with what they declare.
-pub(super) fn report(store: &Store, run: Uuid, declared: &BTreeMap<String, Vec<String>>, source: &Path) -> Outcome<()> {
+pub(super) fn report(
+    (store, run): (&Store, Uuid),
+    declared: &BTreeMap<String, Vec<String>>,
+    steps: &[StepResultSummary],
+    source: &Path,
+) -> Outcome<()> {
     let Some(run) = store.runs().find(&run.to_string()).map_err(unreadable)?.pop() else { return Ok(()) };
     if declared.is_empty() {
         to_stderr(
@@ -177,6 +182,8 @@ pub(super) fn report(store: &Store, run: Uuid, declared: &BTreeMap<String, Vec<S
     for (key, patterns) in declared {
         let trace = trace_of(store, &run, key)
             .map_err(|error| Failure::infrastructure("failed to read a step's trace").because(error))?;
+        let step = steps.iter().find(|step| *step.key == **key);
+        let has_passed = step.is_some_and(|step| matches!(step.status, StepStatus::Passed | StepStatus::CacheHit));
         let key = text::clean(key);
         let Some(StepTrace { trace, .. }) = trace else {
             to_stderr(&format!(
@@ -197,12 +204,14 @@ pub(super) fn report(store: &Store, run: Uuid, declared: &BTreeMap<String, Vec<S
             let more = undeclared.len() - MAX_NAMED;
             to_stderr(&format!("inputs of {key}: and {more} further files (`hm inputs {key}` prints all)"));
         }
-        for pattern in &unused {
+        // A step that failed may have read the rest later, and what is not recorded may be read.
+        let is_all = has_passed && trace.reasons.is_empty();
+        for pattern in unused.iter().filter(|_| is_all) {
             let pattern = text::clean(pattern);
             to_stderr(&format!("inputs of {key}: read nothing that `{pattern}` of its `on_change` matches"));
         }
-        if undeclared.is_empty() && unused.is_empty() {
-            to_stderr(&format!("inputs of {key}: its `on_change` matches what it read"));
+        if is_all && undeclared.is_empty() && unused.is_empty() {
+            to_stderr(&format!("inputs of {key}: its `on_change` matches the files that it read"));
         }
     }
     Ok(())

@@ -11,14 +11,15 @@ pub(super) fn has_own_tracer(caller: &Caller<'_>, by_seccomp: bool) -> Result<bo
     const MAX_INSTRUCTIONS: usize = 4096;
     const ACTION: u32 = 0xffff_0000;
     let arguments = &caller.call.arguments;
-    if by_seccomp && arguments[1] & NEW_LISTENER != 0 {
-        return Ok(true);
-    }
     // struct sock_fprog: the number of instructions, and their address.
     let program = caller.bytes(arguments[2], 16)?;
     let (Some(length), Some(address)) = (program.first_chunk::<2>(), program.get(8..16)) else { return Ok(false) };
     let length = usize::from(u16::from_le_bytes(*length)).min(MAX_INSTRUCTIONS);
     let address = u64::from_le_bytes(address.try_into().unwrap_or_default());
+    // Programs find out what the kernel can do by a call without a filter.
+    if by_seccomp && arguments[1] & NEW_LISTENER != 0 {
+        return Ok(true);
+    }
     let code = caller.bytes(address, length * 8)?;
     Ok(code.chunks_exact(8).any(|instruction| {
         let code = u16::from_le_bytes([instruction[0], instruction[1]]);

@@ -147,11 +147,13 @@ pub(super) struct Found {
     pub(super) is_own: bool,
     /// The link below `/proc` that still leads to the file, if it was removed.
     pub(super) removed: Option<String>,
+    /// Whether the path leads through `/proc`: then the same path leads elsewhere for another process, or later.
+    pub(super) by_caller: bool,
 }
 
 impl Found {
     fn no_input() -> Self {
-        Self { path: Vec::new(), is: Is::NoInput, is_own: false, removed: None }
+        Self { path: Vec::new(), is: Is::NoInput, is_own: false, removed: None, by_caller: false }
     }
 
     /// Returns the type of what is there.
@@ -191,6 +193,7 @@ struct Walk<'a> {
     /// The length of the directory below which everything is the step's own.
     own_below: Option<usize>,
     links: u32,
+    by_caller: bool,
 }
 
 /// How a step of a resolution went.
@@ -207,11 +210,12 @@ pub(super) fn resolve(uppers: &Uppers, records: &mut Records, caller: &Caller<'_
     rest.extend_from_slice(start);
     rest.push(b'/');
     rest.extend_from_slice(wanted.path);
-    let mut walk = Walk { uppers, records, caller, wanted, at: Vec::new(), rest, own_below: None, links: 0 };
+    let mut walk =
+        Walk { uppers, records, caller, wanted, at: Vec::new(), rest, own_below: None, links: 0, by_caller: false };
     loop {
         match walk.step() {
             Step::Next => {}
-            Step::End(found) => return found,
+            Step::End(found) => return Found { by_caller: walk.by_caller, ..found },
         }
     }
 }
@@ -275,7 +279,7 @@ impl Walk<'_> {
     }
 
     fn end(&mut self, is: Is, is_own: bool) -> Step {
-        Step::End(Found { path: std::mem::take(&mut self.at), is, is_own, removed: None })
+        Step::End(Found { path: std::mem::take(&mut self.at), is, is_own, removed: None, by_caller: false })
     }
 
     /// Examines a file of the step's layers.
@@ -392,6 +396,7 @@ impl Walk<'_> {
         self.own_below = None;
         match special {
             Special::Proc => {
+                self.by_caller = true;
                 if self.at == b"/proc/self" || self.at == b"/proc/thread-self" {
                     let Some(process) = self.caller.process() else { return Step::End(Found::no_input()) };
                     let is_thread = self.at.ends_with(b"thread-self");

@@ -28,7 +28,8 @@ use super::{
     resolve::{Found, Is, Uppers, Wanted, is_empty_dir, open_file, removed, resolve},
 };
 
-/// The most threads whose changes of paths may be under way. If there are more, nothing is remembered.
+/// The most threads that are looked at, for each call, whether their changes of paths are done. Until all are,
+/// nothing is remembered.
 const MAX_PENDING: usize = 64;
 /// How many files are examined for one program: the kernel takes five interpreters one after the other, and
 /// the last one may have a loader.
@@ -328,7 +329,9 @@ impl Tracer {
             }
             Is::There(_) | Is::Absent | Is::NoInput => {}
         }
-        self.done(caller, key);
+        if !found.by_caller {
+            self.done(caller, key);
+        }
     }
 
     fn other(&mut self, call: &Call, caller: &Caller<'_>, root: &[u8], named: Named<'_>) -> Result<(), Errno> {
@@ -365,7 +368,7 @@ impl Tracer {
                 true
             }
         };
-        if is_known {
+        if is_known && !found.by_caller {
             self.done(caller, key);
         }
         Ok(())
@@ -484,7 +487,7 @@ impl Tracer {
         for _ in 0..MAX_INTERPRETERS {
             let program = next.as_ref().unwrap_or(found);
             // The step may write it again, with another interpreter.
-            is_layers_own &= !program.is_own;
+            is_layers_own &= !program.is_own && !program.by_caller;
             let file = match self.program(caller, program) {
                 Ok(Some(file)) => file,
                 Ok(None) => break,
@@ -502,6 +505,8 @@ impl Tracer {
                 self.records.reason(Reason::ForeignProgram(path.clone()));
             }
             let (Needs::Interpreter(name) | Needs::Loader(name)) = program.needs else { break };
+            // Starts in the caller's working directory, which another call may not have.
+            is_layers_own &= name.starts_with(b"/");
             let start = self.base_dir(call, caller, CWD_FD, (&name, !name.starts_with(b"/")));
             let Ok(Some(dir)) = start else { break };
             let found = self.find(call, caller, root, Named { dir: &dir, path: &name, follow: true });
@@ -535,7 +540,9 @@ impl Tracer {
         if found.file_type() == Some(FileType::Directory) {
             self.look(&found, Kinds::LISTING);
         }
-        self.done(caller, Some(key));
+        if !found.by_caller {
+            self.done(caller, Some(key));
+        }
         Ok(())
     }
 
@@ -567,13 +574,14 @@ impl Tracer {
 
     /// Returns whether no call is under way that may change where paths lead.
     fn is_settled(&mut self, caller: &Caller<'_>) -> bool {
-        if self.pending.is_empty() {
-            return true;
-        }
-        if self.pending.len() > MAX_PENDING {
-            return false;
-        }
-        self.pending.retain(|(thread, number)| !caller::has_returned(caller.proc, *thread, *number));
+        let mut looks = MAX_PENDING;
+        self.pending.retain(|(thread, number)| {
+            if looks == 0 {
+                return true;
+            }
+            looks -= 1;
+            !caller::has_returned(caller.proc, *thread, *number)
+        });
         self.pending.is_empty()
     }
 

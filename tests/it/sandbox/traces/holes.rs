@@ -83,6 +83,8 @@ records! {
     removed_file: "/workspace/F" is CONTENT;
     in_root: "/workspace/d/rel" is CONTENT;
     failed_rename: "/workspace/d/rel" is CONTENT;
+    same_descriptor: "/workspace/FB" is CONTENT;
+    probes_listener: "/workspace/F" is CONTENT;
     unnamed_file: "/workspace/named" is Kinds::WRITTEN;
     statfs: "/workspace/F" is Kinds::METADATA;
     watch: "/workspace/F" is Kinds::METADATA;
@@ -117,6 +119,24 @@ async fn memory_file() {
     fs::copy("/bin/true", bench.source().join("d/interpreter")).unwrap();
     let it = Traced::run(&bench, Ask::new("./holes memory_file; true")).await;
     assert!(it.kinds("/workspace/d/interpreter").contains(CONTENT), "{:?}", it.source());
+}
+
+/// A script that is named absolutely can have an interpreter that is not.
+#[tokio::test]
+async fn relative_interpreters() {
+    let Some(bench) = bench() else { return };
+    let source = bench.source();
+    fs::create_dir(source.join("e")).unwrap();
+    fs::write(source.join("script"), "#!interpreter\n").unwrap();
+    fs::set_permissions(source.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
+    for dir in ["d", "e"] {
+        fs::copy("/bin/true", source.join(dir).join("interpreter")).unwrap();
+    }
+    let it = Traced::run(&bench, Ask::new("cd d && /workspace/script && cd ../e && /workspace/script")).await;
+    assert_eq!(it.code, 0, "{}", it.output);
+    for dir in ["d", "e"] {
+        assert!(it.kinds(&format!("/workspace/{dir}/interpreter")).contains(CONTENT), "{dir}: {:?}", it.source());
+    }
 }
 
 /// The kernel takes five interpreters one after the other, and then a program with a loader.

@@ -388,7 +388,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 print_next_commands(&store, &outcome, names, format, again(args))?;
             }
             if let (Some(declared), Some(store), Some(run)) = (&declared, store.get_opened(), run_id) {
-                inputs::report(&store, run, declared, &request.repo_root)?;
+                inputs::report((&store, run), declared, &outcome.steps, &request.repo_root)?;
             }
             cache::collect_if_due(&store, run_id);
             Ok(exit_code::of_build(outcome.status))
