@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::ArtifactRef,
-    tree::{LEFT_OUT, PathPatterns, copy_sparse},
+    tree::{LEFT_OUT, PackLimits, PathPatterns, copy_sparse},
 };
 
 /// The largest file that is read as test results, in bytes.
@@ -48,6 +48,7 @@ pub(crate) struct Chosen<'a> {
 pub(crate) struct Receiving<'a> {
     place: &'a OutputPlace,
     mask: &'a Mask,
+    limits: PackLimits,
     new: NewDir,
     /// The place, below the source directory.
     shown: PathBuf,
@@ -61,7 +62,17 @@ impl<'a> Receiving<'a> {
     pub(super) fn new(place: &'a OutputPlace, mask: &'a Mask) -> io::Result<Self> {
         let new = NewDir::make(&place.source_dir, &place.pipeline, &place.step)?;
         let shown = out_dir::path(&place.pipeline, &place.step);
-        Ok(Self { place, mask, new, shown, collected: Collected::default(), files: 0, bytes: 0, left_out: 0 })
+        Ok(Self {
+            place,
+            mask,
+            limits: LIMITS,
+            new,
+            shown,
+            collected: Collected::default(),
+            files: 0,
+            bytes: 0,
+            left_out: 0,
+        })
     }
 
     /// Copies the files of a tar stream.
@@ -92,14 +103,14 @@ impl<'a> Receiving<'a> {
             } else if kind == EntryType::new(LEFT_OUT) {
                 let path = name.strip_prefix(workdir).unwrap_or(&name);
                 self.files = self.files.saturating_add(1);
-                self.leave_out(path, if self.files > LIMITS.files { TOO_MANY } else { TOO_LARGE });
+                self.leave_out(path, if self.files > self.limits.files { TOO_MANY } else { TOO_LARGE });
                 continue;
             } else if kind != EntryType::Regular {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the runner sent something other than files"));
             }
             let path = name.strip_prefix(workdir).unwrap_or(&name).to_owned();
             self.take(&mut entry, &path)?;
-            if self.files > LIMITS.files {
+            if self.files > self.limits.files {
                 return Ok(());
             }
         }
@@ -109,7 +120,7 @@ impl<'a> Receiving<'a> {
     fn take(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
         let size = entry.size();
         self.files = self.files.saturating_add(1);
-        if self.files > LIMITS.files {
+        if self.files > self.limits.files {
             self.leave_out(path, TOO_MANY);
             return Ok(());
         }
@@ -121,7 +132,7 @@ impl<'a> Receiving<'a> {
             self.leave_out(path, "git would take it for a part of a repository, whose settings can run programs");
             return Ok(());
         }
-        let Some(bytes) = self.bytes.checked_add(size).filter(|bytes| *bytes <= LIMITS.bytes) else {
+        let Some(bytes) = self.bytes.checked_add(size).filter(|bytes| *bytes <= self.limits.bytes) else {
             self.leave_out(path, TOO_LARGE);
             return Ok(());
         };
@@ -330,14 +341,18 @@ mod tests {
         let (step, source) = (top.path().join("step"), top.path().join("source"));
         fs::create_dir_all(step.join("workspace")).unwrap();
         fs::create_dir_all(&source).unwrap();
-        for at in 0..10_050 {
-            fs::write(step.join(format!("workspace/{at:05}")), "").unwrap();
+        for at in 0..50 {
+            fs::write(step.join(format!("workspace/{at:05}")), "x").unwrap();
         }
-        let place = place(&source);
-        let mut receiving = Receiving::new(&place, &MASK).unwrap();
-        let stream = stream(&step, "**");
-        receiving.add(&stream[..], StreamNames { workdir: "/workspace", only: None }).unwrap();
-        assert_eq!((receiving.files, receiving.left_out), (10_001, 1));
-        assert_eq!(receiving.finish().unwrap().artifacts.len(), 10_000);
+        let (place, stream) = (place(&source), stream(&step, "**"));
+        let names = StreamNames { workdir: "/workspace", only: None };
+        // The sender may have other limits, or none.
+        for (limits, files, left_out, kept) in [((20, 100), 21, 1, 20), ((100, 20), 50, 30, 20)] {
+            let mut receiving = Receiving::new(&place, &MASK).unwrap();
+            receiving.limits = PackLimits { files: limits.0, bytes: limits.1 };
+            receiving.add(&stream[..], names).unwrap();
+            assert_eq!((receiving.files, receiving.left_out), (files, left_out));
+            assert_eq!(receiving.finish().unwrap().artifacts.len(), kept);
+        }
     }
 }
