@@ -100,5 +100,5 @@ fn a_shared_runner_forwards_every_item_of_the_trait() {
     };
     let (declared, forwarded) = contract.split_once("for Arc<R>").unwrap();
     assert_eq!(items(declared), items(forwarded));
-    assert_eq!(items(declared).len(), 10);
+    assert_eq!(items(declared).len(), 12);
 }
