@@ -52,8 +52,8 @@ pub(super) struct Expanded {
     pub(super) problems: Vec<ProblemKind>,
 }
 
-/// Returns why a runner refuses the services of a step, if it has none at all. Its own reason may be about all
-/// arguments.
+/// Returns why a runner refuses the services of a step, if it has none at all. Its own reason may be about
+/// all arguments.
 pub(super) fn refusal(args: Option<&Value>, runner: &RunnerDescriptor) -> Option<ArgsError> {
     let wants = match args?.get(SERVICES)? {
         Value::Array(names) => !names.is_empty(),

@@ -82,8 +82,8 @@ pub fn pack(path: &Path, out: impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// Returns the first error; the stream is then incomplete. If something else is at `path`, or something in
-/// `/proc` or `/sys`, that is `ENOTDIR`. If the stream would be larger than 4 GiB, it is `EFBIG`; holes in files
-/// count like data.
+/// `/proc` or `/sys`, that is `ENOTDIR`. If the stream would be larger than 4 GiB, it is `EFBIG`; holes in
+/// files count like data.
 pub fn pack_plain(path: &Path, out: impl Write) -> io::Result<()> {
     pack_plain_within(PLAIN_BYTES, path, out)
 }

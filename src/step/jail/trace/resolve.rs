@@ -1,4 +1,6 @@
 //! Resolves a path as the kernel will, and records what that reads.
+//!
+//! Over 500 lines because a walk has one state, which every kind of component changes.
 
 use std::{
     ffi::CString,
@@ -147,7 +149,8 @@ pub(super) struct Found {
     pub(super) is_own: bool,
     /// The link below `/proc` that still leads to the file, if it was removed.
     pub(super) removed: Option<String>,
-    /// Whether the path leads through `/proc`: then the same path leads elsewhere for another process, or later.
+    /// Whether the path leads through `/proc`: then the same path leads elsewhere for another process, or
+    /// later.
     pub(super) by_caller: bool,
 }
 

@@ -28,8 +28,8 @@ use super::{
     resolve::{Found, Is, Uppers, Wanted, is_empty_dir, open_file, removed, resolve},
 };
 
-/// The most threads that are looked at, for each call, whether their changes of paths are done. Until all are,
-/// nothing is remembered.
+/// The most threads that are looked at, for each call, whether their changes of paths are done. Until all
+/// are, nothing is remembered.
 const MAX_PENDING: usize = 64;
 /// How many files are examined for one program: the kernel takes five interpreters one after the other, and
 /// the last one may have a loader.
