@@ -45,7 +45,8 @@ fn walk(dir: &OwnedFd, path: &mut Vec<u8>, depth: usize, uppers: &Uppers, record
         path.push(b'/');
         path.extend_from_slice(name.to_bytes());
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let is_dir = file_type == FileType::Directory;
         let is_jails = MOUNT_POINTS.contains(&&path[..]) || uppers.leads_to_mount(path);
         let known = records.get(path);
         // All that lies in a new directory belongs to the step.
@@ -58,7 +59,9 @@ fn walk(dir: &OwnedFd, path: &mut Vec<u8>, depth: usize, uppers: &Uppers, record
                 // Copied up because of what is in it.
                 known.contains(Kinds::DIRECTORY)
             } else {
-                known.contains(Kinds::WRITTEN) || known.contains(Kinds::CONTENT)
+                // A second name of a symbolic link copies the link up.
+                let copied = if file_type == FileType::Symlink { Kinds::LINK } else { Kinds::CONTENT };
+                known.contains(Kinds::WRITTEN) || known.contains(copied)
             };
         if !is_explained {
             records.reason(Reason::Untraced(path.clone()));
