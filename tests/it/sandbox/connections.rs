@@ -184,7 +184,7 @@ nsenter -t $far -n sh -ec 'ip link set lo up; ip addr add 192.0.2.1 dev lo; ip a
   echo 0 > /proc/sys/net/ipv4/ip_forward
   ip addr add 198.51.100.2/24 dev hm1; ip link set hm1 up'
 echo go > $DIR/ready
-until [ $(grep -c ready $DIR/far) = 2 ]; do kill -0 $far; sleep 0.05; done
+until [ $(grep -o ready $DIR/far | wc -l) = 2 ]; do kill -0 $far; sleep 0.05; done
 # The machine's resolver changes as soon as the step has seen the first one.
 (until grep -q 'first 192.0.2.1' $DIR/out; do sleep 0.05; done; echo 'nameserver 192.0.2.54' > $DIR/resolv.conf) &
 change=$!
