@@ -132,8 +132,16 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
             let is_last = cache.as_ref().is_some_and(|cache| cache.last == new.last);
             return Ok((frozen, if is_last { known_weight } else { Weight::default() }));
         }
-        let last = last.zip(cache.as_ref());
-        let last = last.map(|(frozen, cache)| LastSource { frozen, manifest: &cache.manifest, weight: known_weight });
+        // A name does not tell the times of directories, so the cache may have later ones than the layers
+        // show.
+        let shown = last.as_ref().filter(|_| reader.times == SourceTimes::Real).map(FrozenSource::manifest);
+        // Without the manifest, the tree is added as a whole.
+        let last = if matches!(shown, Some(Err(_))) { None } else { last };
+        let shown = shown.and_then(Result::ok);
+        let last = last.zip(cache.as_ref()).map(|(frozen, cache)| {
+            let manifest = shown.as_ref().unwrap_or(&cache.manifest);
+            LastSource { frozen, manifest, weight: known_weight }
+        });
         add_source(store, reader, &new, last.as_ref())
     };
     // Encoding takes about as long as adding a small change.
