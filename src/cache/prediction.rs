@@ -1,4 +1,4 @@
-//! What would happen to the steps of a build that is not started.
+//! Predictions of what happens to the steps of a build that is not started.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -35,13 +35,14 @@ pub enum Prediction {
     NotCached,
     /// The user requested that it runs.
     Refreshed,
-    /// A step that it builds in, or whose files it gets, runs, so its key is not known yet. It runs, too,
-    /// unless those files come out the same.
+    /// The step that it builds in runs, so its key is not known yet. It runs, too, unless that step's files
+    /// come out the same.
     ParentRuns {
         /// The key of that step.
         parent: String,
     },
-    /// A step whose files it gets runs. Whether it runs, too, depends on what that step leaves.
+    /// A step whose files it gets, or that one of its services boots from, runs. It runs, too, if those files
+    /// are different.
     InputRuns {
         /// The key of that step.
         step: String,

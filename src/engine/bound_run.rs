@@ -226,12 +226,12 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
     /// Checks whether steps can be traced here, if the request asks for that.
     fn check_tracing(&self) -> Result<(), BackendError> {
-        let mut runners =
-            self.plan.dag.steps().map(|step| &self.plan.runners[usize::from(self.plan.step(step).runner.0)]);
-        let Some(tracing) = runners.find(|runner| runner.capabilities.traces) else { return Ok(()) };
         if !self.request.options.trace_inputs {
             return Ok(());
         }
+        let mut runners =
+            self.plan.dag.steps().map(|step| &self.plan.runners[usize::from(self.plan.step(step).runner.0)]);
+        let Some(tracing) = runners.find(|runner| runner.capabilities.traces) else { return Ok(()) };
         jail::trace::check_support().map_err(|why| BackendError::Unusable {
             runner: tracing.name.to_string(),
             reason: format!("what steps read cannot be recorded here: {why}"),

@@ -1,4 +1,4 @@
-//! The arguments of a step that the engine interprets, whatever the step's runner: `soft_fail`, `retries`,
+//! The arguments of a step that the engine itself interprets, for every runner: `soft_fail`, `retries`,
 //! `outputs` and `inputs`.
 //!
 //! They are taken out of its `runner_args`, so the runner does not have them. The first three say what a

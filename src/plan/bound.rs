@@ -89,6 +89,12 @@ impl BoundPlan {
         &self.runners[usize::from(self.step(step).runner.0)]
     }
 
+    /// Returns whether a step's key depends on other steps than its parent: on its inputs, or on what
+    /// services boot from.
+    pub(crate) fn waits_for_others(&self, step: StepIndex) -> bool {
+        self.inputs.contains_key(&step) || !self.services(step).is_empty()
+    }
+
     /// Returns whether the files of a step that was found in a cache are needed here: as inputs of other
     /// steps, for services that boot from it, or for its outputs.
     #[must_use]

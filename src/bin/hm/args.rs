@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args;
 use hm_exec::{
+    RunRequest,
     ir::Env,
     plan::BindOptions,
     runner::{Network, Secrets},
@@ -126,6 +127,16 @@ impl BindArgs {
             has_secrets: !self.secrets.is_empty(),
             ..BindOptions::default()
         })
+    }
+
+    /// Sets what a request has of `options`, for runs and for their predictions.
+    pub(crate) fn apply(options: BindOptions, request: &mut RunRequest) {
+        let BindOptions { runner, network, step_tables, services, images, env, no_cache, refresh, .. } = options;
+        request.env = env;
+        let of_run = &mut request.options;
+        (of_run.runner, of_run.network, of_run.images) = (runner, network, images);
+        (of_run.step_tables, of_run.services) = (step_tables, services);
+        (of_run.no_cache, of_run.refresh) = (no_cache, refresh);
     }
 
     /// Reads the secrets from where the arguments say.

@@ -100,9 +100,7 @@ impl<R> Caching<'_, R> {
         cache: &BuildCache,
     ) -> Option<LookupRequest> {
         let bound = self.plan.step(step);
-        // What services boot from, and the files of other steps, are not known yet.
-        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
-        if bound.is_refreshed || !is_cached(self.plan, step) || waits {
+        if bound.is_refreshed || !is_cached(self.plan, step) || self.plan.waits_for_others(step) {
             return None;
         }
         let (mode, inputs) = (modes.get(&bound.runner)?, self.inputs.get(step)?.ok()?);

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 
-use super::{Caching, JobDone, caught};
+use super::{Caching, JobDone, PANICKED, caught};
 use crate::{
     cache::{StepInputPart, StepInputs},
     model::StepIndex,
@@ -42,17 +42,22 @@ impl<R: RunnerSet> Caching<'_, R> {
         self.fan_in.insert(step, None);
         let (runners, source, runner) = (self.runners, self.archives, self.plan.step(step).runner);
         let files = progress.input_files(step);
-        self.jobs.push(Box::pin(async move {
-            let answer = caught(read(runners, (runner, source), files)).await;
-            let panicked = |()| Err(Arc::from("the runner panicked; this is a bug in the runner"));
-            JobDone::StepInputsRead(step, answer.unwrap_or_else(panicked))
-        }));
+        self.jobs
+            .push(Box::pin(async move { JobDone::StepInputsRead(step, read(runners, (runner, source), files).await) }));
         None
     }
 }
 
 /// Queries the runner for the digests of all inputs of a step.
 pub(super) async fn read(
+    runners: &impl RunnerSet,
+    of: (RunnerIndex, &RunSource),
+    files: Vec<InputFiles>,
+) -> FanInAnswer {
+    caught(digests(runners, of, files)).await.unwrap_or_else(|()| Err(PANICKED.into()))
+}
+
+async fn digests(
     runners: &impl RunnerSet,
     (runner, source): (RunnerIndex, &RunSource),
     files: Vec<InputFiles>,

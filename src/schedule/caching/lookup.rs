@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration}
 use futures_util::future::BoxFuture;
 
 use super::{
-    Caching, CachingScope, JobDone,
+    Caching, CachingScope, JobDone, PANICKED,
     ahead::settle,
     caught,
     key::{KeyContext, ServiceIds, args_in_keys, key_of},
@@ -36,6 +36,11 @@ pub(super) enum IdentityState {
     /// The query is in progress, and these steps wait for it.
     InProgress(Vec<StepIndex>),
     Answered(IdentityAnswer),
+}
+
+/// Returns why a step with this service is not looked up.
+pub(super) fn unknown_service(name: &str) -> Arc<str> {
+    format!("it is not known what service `{name}` boots from").into()
 }
 
 /// A cached step that runs or is looked up.
@@ -172,7 +177,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                 },
                 ServiceSource::Step(seed) => progress.snapshot(*seed).map(|snapshot| Arc::clone(&snapshot.0)),
             };
-            let id = id.ok_or_else(|| format!("it is not known what service `{}` boots from", service.name))?;
+            let id = id.ok_or_else(|| unknown_service(&service.name))?;
             Ok((Arc::clone(&service.name), id))
         };
         self.plan.services(step).iter().map(id).collect()
@@ -408,6 +413,6 @@ pub(super) async fn identity(
     match caught(awake::timeout(limit, asked)).await {
         Ok(Some(identity)) => identity.map_err(|error| error.to_line().into()),
         Ok(None) => Err(format!("the runner did not answer within {} s", limit.as_secs_f64()).into()),
-        Err(()) => Err("the runner panicked; this is a bug in the runner".into()),
+        Err(()) => Err(PANICKED.into()),
     }
 }

@@ -56,6 +56,9 @@ use crate::{
     source::RunSource,
 };
 
+/// The answer to a query of a runner that panicked.
+const PANICKED: &str = "the runner panicked; this is a bug in the runner";
+
 /// The most steps whose outputs are copied at a time when they are found.
 const MAX_COPIES: usize = 8;
 

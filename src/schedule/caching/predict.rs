@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
-    CachingScope, caught, fan_in,
+    CachingScope, fan_in,
     inputs::Inputs,
     key::{KeyContext, ServiceIds, args_in_keys, is_cached, key_of},
-    lookup::{IdentityAnswer, IdentityQuery, identity},
+    lookup::{IdentityAnswer, IdentityQuery, identity, unknown_service},
 };
 use crate::{
     cache::{
@@ -20,11 +20,11 @@ use crate::{
         is_young,
     },
     model::{CacheMissReason, SnapshotRef, StepIndex},
-    plan::{Base, BoundPlan, ServiceSource},
+    plan::{Base, PlannedInput, ServiceSource},
     runner::{CacheIdentity, InputFiles, RunnerSet},
 };
 
-/// What is known of a step after its lookup.
+/// A step after its lookup.
 struct Expected {
     prediction: Prediction,
     /// Its result, if it would be found.
@@ -48,29 +48,16 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         if is_cached(plan, step) && !identities.contains_key(&query) {
             identities.insert(query, identity(runners, scope.probe_limit, query).await);
         }
-        let services = match service_ids(runners, scope, step, (&known, &mut identities)).await {
-            Services::Known(services) => services,
-            Services::Unknown(seed) => {
-                let prediction = Prediction::InputRuns { step: plan.step(seed).step.key.to_string() };
-                known.insert(step, Expected { prediction, snapshot: None });
-                continue;
-            }
-        };
-        let files = match files_of(step, plan, &known) {
-            Files::None => Ok(None),
-            Files::Known(files) => {
-                let read = fan_in::read(runners, (plan.step(step).runner, scope.archives), files);
-                let panicked = |()| Err(Arc::from("the runner panicked; this is a bug in the runner"));
-                caught(read).await.unwrap_or_else(panicked).map(Some)
-            }
-            Files::Unknown(parent) => {
-                let prediction = Prediction::InputRuns { step: plan.step(parent).step.key.to_string() };
+        let from_others = match from_others(runners, scope, step, (&known, &mut identities)).await {
+            Ok(from_others) => from_others,
+            Err(other) => {
+                let prediction = Prediction::InputRuns { step: plan.step(other).step.key.to_string() };
                 known.insert(step, Expected { prediction, snapshot: None });
                 continue;
             }
         };
         let own = inputs.get(step).unwrap_or_else(|| Err("its inputs are not known".into()));
-        let inputs = own.and_then(|own| Ok((own, files?, services?)));
+        let inputs = own.and_then(|own| from_others.map(|(files, services)| (own, files, services)));
         let expected = look_up(step, scope, (identities.get(&query), inputs), &known, &mut records);
         known.insert(step, expected);
     }
@@ -86,26 +73,26 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
     predictions
 }
 
-/// What the services of a cached step boot from.
-enum Services {
-    Known(Result<ServiceIds, Arc<str>>),
-    /// This step runs, so its snapshot is not known.
-    Unknown(StepIndex),
-}
+/// The parts of a key that come from other steps than the parent, or the reason why they are not known.
+type FromOthers = Result<(Option<Arc<StepInputs>>, ServiceIds), Arc<str>>;
 
-async fn service_ids<'a, R: RunnerSet>(
+/// Returns what a cached step gets of other steps than its parent. Returns the step as an error if one of
+/// them runs.
+async fn from_others<'a, R: RunnerSet>(
     runners: &R,
     scope: CachingScope<'a>,
     step: StepIndex,
     (known, identities): (&BTreeMap<StepIndex, Expected>, &mut BTreeMap<IdentityQuery<'a>, IdentityAnswer>),
-) -> Services {
-    let (plan, mut ids) = (scope.plan, ServiceIds::new());
-    for service in plan.services(step).iter().filter(|_| is_cached(plan, step)) {
+) -> Result<FromOthers, StepIndex> {
+    let plan = scope.plan;
+    if !is_cached(plan, step) || !plan.waits_for_others(step) {
+        return Ok(Ok((None, ServiceIds::new())));
+    }
+    let snapshot = |other: StepIndex| known.get(&other).and_then(|it| it.snapshot.clone()).ok_or(other);
+    let mut ids = ServiceIds::new();
+    for service in plan.services(step) {
         let id = match &service.source {
-            ServiceSource::Step(seed) => match known.get(seed).and_then(|expected| expected.snapshot.clone()) {
-                Some(snapshot) => snapshot,
-                None => return Services::Unknown(*seed),
-            },
+            ServiceSource::Step(seed) => snapshot(*seed)?,
             ServiceSource::Image(image) => {
                 let query = (plan.step(step).runner, Some(&**image));
                 let answer = match identities.entry(query) {
@@ -114,42 +101,25 @@ async fn service_ids<'a, R: RunnerSet>(
                 };
                 match answer {
                     Ok(Some(CacheIdentity { image: Some(image), .. })) => Arc::clone(image),
-                    Err(message) => return Services::Known(Err(Arc::clone(message))),
-                    _ => {
-                        let message = format!("it is not known what service `{}` boots from", service.name);
-                        return Services::Known(Err(message.into()));
-                    }
+                    Err(message) => return Ok(Err(Arc::clone(message))),
+                    _ => return Ok(Err(unknown_service(&service.name))),
                 }
             }
         };
         ids.push((Arc::clone(&service.name), id));
     }
-    Services::Known(Ok(ids))
+    let Some(inputs) = plan.inputs.get(&step) else { return Ok(Ok((None, ids))) };
+    let files = |input: &PlannedInput| {
+        let of = (Arc::clone(&plan.step(input.step).step.key), SnapshotRef(snapshot(input.step)?));
+        Ok(InputFiles::new(of, Arc::clone(&input.path), Arc::clone(&input.target)))
+    };
+    let files = inputs.iter().map(files).collect::<Result<Vec<_>, StepIndex>>()?;
+    let read = fan_in::read(runners, (plan.step(step).runner, scope.archives), files).await;
+    Ok(read.map(|files| (Some(files), ids)))
 }
 
-/// The files of other steps that a cached step gets.
-enum Files {
-    None,
-    Known(Vec<InputFiles>),
-    /// This step runs, so its files are not known.
-    Unknown(StepIndex),
-}
-
-fn files_of(step: StepIndex, plan: &BoundPlan, known: &BTreeMap<StepIndex, Expected>) -> Files {
-    let Some(inputs) = plan.inputs.get(&step).filter(|_| is_cached(plan, step)) else { return Files::None };
-    let mut files = Vec::new();
-    for input in inputs {
-        let Some(snapshot) = known.get(&input.step).and_then(|expected| expected.snapshot.clone()) else {
-            return Files::Unknown(input.step);
-        };
-        let key = Arc::clone(&plan.step(input.step).step.key);
-        files.push(InputFiles::new((key, SnapshotRef(snapshot)), Arc::clone(&input.path), Arc::clone(&input.target)));
-    }
-    Files::Known(files)
-}
-
-/// What the key of a step has of files: the digest of those in the source, those of other steps, and what its
-/// services boot from.
+/// The parts of a step's key that come from files: the digest of those in the source, those of other steps,
+/// and what its services boot from.
 type InputsOfStep = Result<(Option<[u8; 32]>, Option<Arc<StepInputs>>, ServiceIds), Arc<str>>;
 
 /// Looks up one step, whose parents are in `known`.
@@ -183,7 +153,13 @@ fn look_up(
             let key = &plan.step(parent).step.key;
             match known.get(&parent).and_then(|parent| parent.snapshot.clone()) {
                 Some(snapshot) => BaseRecord::Parent { step: Arc::clone(key), snapshot },
-                None => return runs(Prediction::ParentRuns { parent: key.to_string() }),
+                None => match known.get(&parent).map(|parent| &parent.prediction) {
+                    // It is found, too, if its parent is.
+                    Some(Prediction::InputRuns { step }) => {
+                        return runs(Prediction::InputRuns { step: step.clone() });
+                    }
+                    _ => return runs(Prediction::ParentRuns { parent: key.to_string() }),
+                },
             }
         }
         (Base::Image(name), Some(identity)) => {

@@ -243,9 +243,7 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Candidate> {
         let bound = self.plan.step(step);
-        let waits = !self.plan.services(step).is_empty() || self.plan.inputs.contains_key(&step);
-        if parent.is_some() && waits {
-            // Files of other steps, or what services boot from, are part of its key and not known yet.
+        if parent.is_some() && self.plan.waits_for_others(step) {
             return None;
         }
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;

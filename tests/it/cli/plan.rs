@@ -56,7 +56,7 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     }
     ended.expect(0);
     let second = plan(&project, &[]);
-    assert!(second.starts_with("ci: 4 steps in 2 chains on sandbox, at least 0."), "{second}");
+    assert!(second.starts_with("ci: 4 steps in 2 chains on sandbox, at least "), "{second}");
     let cached = [
         "build cached image host",
         "└─ Unit tests (unit) will run",
@@ -65,6 +65,12 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     ];
     assert_eq!(lines(&second)[2..], cached);
     assert_eq!(plan(&project, &[]), second, "a prediction changes nothing");
+
+    let refreshed = |args: &[&str]| {
+        let dry = Ended::of(project.hm(&["run", "--dry-run"]).args(args)).expect(0).stdout;
+        lines(&dry).iter().any(|line| line.starts_with("build cached"))
+    };
+    assert!(refreshed(&[]) && !refreshed(&["--no-cache"]) && !refreshed(&["--refresh", "build"]));
 
     project.file("a.txt", "two");
     let edited = lines(&plan(&project, &[]));
@@ -90,6 +96,30 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     let runs: Value =
         serde_json::from_str(&Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout).unwrap();
     assert_eq!(runs.as_array().unwrap().len(), 1, "a plan is no run");
+}
+
+#[test]
+fn steps_with_services_are_predicted() {
+    let project = Project::new();
+    project.file(".hm/hm.toml", "[service.db]\nimage = 'host'\ncmd = 'sleep 100'\n");
+    let step = |key: &str, args: Value| {
+        let cache = json!({ "policy": "forever", "key": key });
+        json!({ "step": { "key": key, "cmd": "true", "cache": cache, "runner_args": args }, "env": {} })
+    };
+    let nodes = [step("plain", json!({})), step("served", json!({ "services": ["db"] }))];
+    let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+    project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+    let ended = Ended::of(&mut project.hm(&["run"]));
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        return;
+    }
+    ended.expect(0);
+    let found = lines(&plan(&project, &[]));
+    assert_eq!(found[2..], ["plain cached image host", "served cached image host"]);
+    assert!(found[0].ends_with(", all cached"), "{found:?}");
+    project.file(".hm/hm.toml", "[service.db]\nimage = 'host'\ncmd = 'sleep 200'\n");
+    let found = lines(&plan(&project, &[]));
+    assert_eq!(found[2..], ["plain cached image host", "served will run: its `runner_args` changed image host"]);
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Answer {
                     list.push(path.clone());
                 }
             }
-            // Whatever is read has metadata, too.
+            // Everything that is read has metadata, too.
             let is_more = [Kinds::CONTENT, Kinds::LISTING, Kinds::LINK].iter().any(|kind| kinds.contains(*kind));
             if kinds.contains(Kinds::METADATA) && !is_more {
                 answer.metadata.push(path);

@@ -31,9 +31,9 @@ use crate::{
 
 /// Show what would run, in which order and on which runner, without running it
 ///
-/// Says for each step whether its result is in the cache, and if not, why it would run, and how long it took
-/// the last time. Fails for every reason that would make `hm run` fail before it starts a step. With `-v`,
-/// shows the command and the arguments of each step, and where the arguments came from.
+/// Shows for each step whether its result is in the cache. If it is not, shows why the step would run, and
+/// how long it took the last time. Fails for every reason that would make `hm run` fail before it starts a
+/// step. With `-v`, shows the command and the arguments of each step, and where the arguments came from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -126,17 +126,17 @@ enum PlanForm {
 /// Shows the plan. With `is_verbose`, the text has the commands and arguments of steps, too.
 pub(crate) fn run(args: &Args, is_verbose: bool) -> Outcome<ExitCode> {
     let form = args.graph.map_or_else(|| answer_form(args.format, is_verbose), PlanForm::Graph);
-    print_plan(&args.source, &args.part, &args.bind, form)
+    print_plan(&args.source, &args.part, args.bind.bind_options()?, form)
 }
 
 /// Prints what a part of a pipeline would run.
 pub(super) fn dry_run(
     source: &SourceArgs,
     part: &PartArgs,
-    bind: &BindArgs,
+    options: BindOptions,
     format: AnswerFormat,
 ) -> Outcome<ExitCode> {
-    print_plan(source, part, bind, answer_form(format, false))
+    print_plan(source, part, options, answer_form(format, false))
 }
 
 fn answer_form(format: AnswerFormat, is_verbose: bool) -> PlanForm {
@@ -147,11 +147,10 @@ fn answer_form(format: AnswerFormat, is_verbose: bool) -> PlanForm {
 }
 
 /// Prints the plan of a part of a pipeline.
-fn print_plan(source: &SourceArgs, part: &PartArgs, bind: &BindArgs, form: PlanForm) -> Outcome<ExitCode> {
+fn print_plan(source: &SourceArgs, part: &PartArgs, mut options: BindOptions, form: PlanForm) -> Outcome<ExitCode> {
     let found = pipelines::find(source)?;
     let definition = &found.definition;
     let plan = part.of(parse(definition)?, source, &found.dir, &definition.name)?;
-    let mut options = bind.bind_options()?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
     options.step_tables = sources.step_tables()?;
     options.services = sources.services();

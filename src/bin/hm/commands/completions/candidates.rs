@@ -45,7 +45,7 @@ fn add_to_arg(command: &str, arg: Arg) -> Arg {
         ("run" | "plan", "steps" | "from" | "refresh") => {
             arg.add(ArgValueCandidates::new(|| shown(Names::typed().steps())))
         }
-        ("logs" | "why" | "export" | "shell", "step") => arg.add(ArgValueCompleter::new(earlier_steps)),
+        ("logs" | "why" | "inputs" | "export" | "shell", "step") => arg.add(ArgValueCompleter::new(earlier_steps)),
         ("report", "run") => arg.add(ArgValueCandidates::new(|| Names::typed().runs())),
         _ => arg,
     }
@@ -82,7 +82,7 @@ fn earlier_steps(typed: &OsStr) -> Vec<CompletionCandidate> {
     shown(steps)
 }
 
-/// What is known in the directory that the command line names.
+/// The pipelines and steps of the directory that the command line names.
 struct Names {
     /// The words of the command line.
     words: Vec<String>,

@@ -1,4 +1,5 @@
-//! What a run would do with each step, and how long it would take: from the cache, and from earlier runs.
+//! Predicts what a run would do with each step, and how long it would take: from the cache, and from earlier
+//! runs.
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hm_exec::{
 };
 
 use crate::{
+    args::BindArgs,
     config::{BackendName, ConfigSources},
     failure::{Failure, Outcome},
     pipelines::Found,
@@ -24,7 +26,7 @@ use crate::{
 /// A plan is shown after this time, even if a runner or the disk has not answered.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What is known about a run that has not started. Empty if nothing is.
+/// The predictions and durations of a run that has not started. Empty if they are not known.
 #[derive(Debug, Default)]
 pub(super) struct Forecast {
     /// By step.
@@ -59,11 +61,7 @@ impl Forecast {
         let mut request = RunRequest::new(plan.clone(), &found.dir);
         request.pipeline_slug.clone_from(pipeline);
         request.project = Some(project_id::of_source(&request.repo_root, &config.projects, config.share.as_ref()));
-        request.env.clone_from(&options.env);
-        request.options.runner.clone_from(&options.runner);
-        request.options.network = options.network;
-        request.options.images.clone_from(&options.images);
-        request.options.step_tables.clone_from(&options.step_tables);
+        BindArgs::apply(options.clone(), &mut request);
         request.options.source_times = config.source_times;
         let known = previous_runs::read(&store, &request.repo_root, pipeline, plan).durations;
         let mut images = ImageOptions::from_env().map_err(Failure::input)?;
@@ -95,7 +93,11 @@ impl Forecast {
     pub(super) fn least(&self, plan: &BoundPlan) -> Option<Duration> {
         let mut ends = vec![Duration::ZERO; plan.dag.len()];
         for &step in plan.dag.order() {
-            let own = if self.prediction(step)?.runs() { self.duration(step)? } else { Duration::ZERO };
+            let own = match self.prediction(step)? {
+                // With the same files in its inputs, it would be found.
+                Prediction::Cached { .. } | Prediction::InputRuns { .. } => Duration::ZERO,
+                _ => self.duration(step)?,
+            };
             let start = plan.dag.parents(step).iter().map(|link| ends[link.step.get()]).max();
             ends[step.get()] = start.unwrap_or_default() + own;
         }

@@ -16,17 +16,29 @@ const REASON_CHARS: usize = 60;
 /// A row of the table, and the step that it shows.
 struct Row<'a> {
     step: &'a ShownStep<'a>,
-    /// What stands before the step's name.
+    /// The text before the step's name.
     branch: String,
-    /// What stands before the lines below it.
+    /// The text before the lines below it.
     below: String,
+}
+
+/// The optional parts of rows.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    predictions: bool,
+    /// Each step's runner, if they have several.
+    runners: bool,
 }
 
 /// Returns the text. With `is_verbose`, each step has its arguments and its command below it.
 pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, style: Style) -> String {
     let mut out = heading(shown);
     let rows = rows(shown);
-    let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, shown, style)).collect();
+    let columns = Columns {
+        predictions: shown.steps.iter().any(|step| step.prediction.is_some()),
+        runners: only_runner(shown).is_none(),
+    };
+    let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, columns, style)).collect();
     out.push('\n');
     for (row, line) in rows.iter().zip(table(&cells).lines()) {
         out.push_str(&format!("{line}\n"));
@@ -56,10 +68,11 @@ fn heading(shown: &Shown<'_>) -> String {
         out.push_str(&format!(", timeout {seconds} s"));
     }
     if let Some(ms) = shown.expected_ms {
-        out.push_str(&match ms {
-            0 => ", all cached".to_owned(),
-            _ => format!(", at least {}", duration(ms)),
-        });
+        let is_cached = |step: &ShownStep<'_>| matches!(step.prediction, Some(Prediction::Cached { .. }));
+        match shown.steps.iter().all(is_cached) {
+            true => out.push_str(", all cached"),
+            false => out.push_str(&format!(", at least {}", duration(ms))),
+        }
     }
     out.push('\n');
     out
@@ -101,7 +114,7 @@ fn rows<'a>(shown: &'a Shown<'a>) -> Vec<Row<'a>> {
     rows
 }
 
-fn cells(row: &Row<'_>, shown: &Shown<'_>, style: Style) -> Vec<String> {
+fn cells(row: &Row<'_>, columns: Columns, style: Style) -> Vec<String> {
     let Row { step, branch, .. } = row;
     let key = text::clean(step.key);
     let name = match step.label {
@@ -110,12 +123,12 @@ fn cells(row: &Row<'_>, shown: &Shown<'_>, style: Style) -> Vec<String> {
     };
     let mut cells = vec![format!("{branch}{}", style.name(&name))];
     // Without any prediction there is no column for it.
-    if shown.steps.iter().any(|step| step.prediction.is_some()) {
+    if columns.predictions {
         cells.push(step.prediction.map_or_else(String::new, |prediction| verdict(prediction, style)));
         let runs = step.prediction.is_none_or(Prediction::runs);
         cells.push(step.last_ms.filter(|_| runs).map(duration).unwrap_or_default());
     }
-    cells.push(facts(step, shown, style));
+    cells.push(facts(step, columns.runners, style));
     cells
 }
 
@@ -140,9 +153,9 @@ fn verdict(prediction: &Prediction, style: Style) -> String {
 }
 
 /// Returns what else there is to know about a step.
-fn facts(step: &ShownStep<'_>, shown: &Shown<'_>, style: Style) -> String {
+fn facts(step: &ShownStep<'_>, names_runner: bool, style: Style) -> String {
     let mut facts = Vec::new();
-    if only_runner(shown).is_none() {
+    if names_runner {
         facts.push(format!("on {}", step.runner));
     }
     if let Some(image) = step.image {

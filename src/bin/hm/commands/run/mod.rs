@@ -21,6 +21,7 @@ use std::{
 use hm_exec::{
     BackendError, BackendHandle, BuildOutcome, BuildStatus, EventStream, Plan, RunRequest,
     image::{ImageOptions, PullPolicy},
+    plan::BindOptions,
     project::ProjectDir,
     runner::available_memory,
     size,
@@ -243,6 +244,13 @@ enum End {
     Killed(Option<Screen>),
 }
 
+impl Args {
+    fn bind_options(&self) -> Outcome<BindOptions> {
+        let refresh = self.refresh.iter().cloned().collect();
+        Ok(BindOptions { no_cache: self.no_cache, refresh, ..self.bind.bind_options()? })
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if args.watch {
         return watch::run(args);
@@ -250,7 +258,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if args.dry_run {
         let is_json = args.format.is_some_and(Format::is_json);
         let format = if is_json { AnswerFormat::Json } else { AnswerFormat::Text };
-        return plan::dry_run(&args.source, &args.part, &args.bind, format);
+        return plan::dry_run(&args.source, &args.part, args.bind_options()?, format);
     }
     let mut early = None;
     let mut waiting = None;
@@ -261,7 +269,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     drop(waiting);
     let found = found?;
     let definition = &found.definition;
-    let mut bind = args.bind.bind_options()?;
+    let mut bind = args.bind_options()?;
     let sources = args.config.read(Some(&found.project))?.with_backend(args.backend.named());
     let backend = sources.backend()?;
     let is_remote = backend.value == BackendName::Cloud;
@@ -312,7 +320,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut request = RunRequest::new(plan, &found.dir);
     request.pipeline_slug = definition.name.clone();
     request.project = Some(project_id::of_source(&request.repo_root, &config.projects, config.share.as_ref()));
-    request.env = bind.env;
+    BindArgs::apply(bind, &mut request);
     request.secrets = secrets;
     request.run_id = Some(Uuid::new_v4());
     request.early_freeze = early;
@@ -321,16 +329,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.peaks = previous.peaks;
     request.options.memory = args.memory.or_else(available_memory);
     request.options.source_times = config.source_times;
-    request.options.no_cache = args.no_cache;
     request.options.no_caches = args.no_caches;
-    request.options.refresh = args.refresh.iter().cloned().collect();
-    request.options.images = bind.images;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
     images.pull = if args.source.offline { PullPolicy::Never } else { args.pull.into() };
-    request.options.runner = bind.runner;
-    request.options.network = bind.network;
-    request.options.step_tables = bind.step_tables;
-    request.options.services = bind.services;
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.trace_inputs = args.check_inputs;
