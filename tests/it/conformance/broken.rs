@@ -315,8 +315,8 @@ async fn empty_claims_are_found() {
         ("memory", "OutOfMemory"),
         ("processes", "had 40"),
         ("cache-directories", ""),
-        ("services", ""),
-        ("files-of-other-steps", ""),
+        ("services", "the output"),
+        ("files-of-other-steps", "what the step sees"),
     ] {
         finds(Fault::Boasts, case, says).await;
     }

@@ -13,11 +13,12 @@ fn the_suite_passes_as_an_ordinary_user() {
         "conformance::sandbox::the_sandbox_conforms_on_this",
         "images::",
         "cli::cp",
+        "cli::inputs",
         "cli::outputs",
         "cli::rendering",
         "cli::shell",
     ];
     let passed = run_again(&[&filters[..], &["--test-threads=2"]].concat(), &[]);
     // A filter that matches nothing would succeed too.
-    assert!(passed.is_none_or(|passed| passed > 20), "{passed:?}");
+    assert!(passed.is_none_or(|passed| passed > 250), "{passed:?}");
 }

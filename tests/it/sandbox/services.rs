@@ -1,7 +1,6 @@
 //! Services beside a step: real databases, services that fail or flood, and what is left of them.
 
 use std::{
-    fs,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -9,7 +8,8 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
-    backends::{skip_optional, usable_program},
+    backends::{skip_optional, usable, usable_program},
+    database::programs,
     processes::marker,
     project::{Ended, Project, eventually},
     users::is_root,
@@ -79,10 +79,11 @@ fn a_step_uses_redis_by_its_name() {
 
 #[test]
 fn a_step_uses_postgresql() {
-    let installed = fs::read_dir("/usr/lib/postgresql").ok().and_then(|mut all| all.next()?.ok());
-    let Some(bin) = installed.map(|entry| entry.path().join("bin")) else {
-        return skip_optional("PostgreSQL", "it is not installed");
-    };
+    let bin = programs();
+    if !usable("PostgreSQL", bin.is_some(), "install the package postgresql") {
+        return;
+    }
+    let bin = bin.unwrap();
     if !is_root() {
         return skip_optional("PostgreSQL", "it refuses to run as root, and a single id has no other user");
     }

@@ -57,6 +57,11 @@ impl Terminal {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Returns how often the terminal has shown `text`.
+    pub(crate) fn times(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.shown.lock().unwrap()).matches(text).count()
+    }
+
     /// Writes on the terminal, as another program does.
     pub(crate) fn show(&self, text: &str) {
         rustix::io::write(&self.slave, text.as_bytes()).unwrap();

@@ -36,12 +36,13 @@ fn calls(project: &Project, args: &[&str]) -> Option<Vec<String>> {
     if let Some(dir) = run.get_current_dir() {
         strace.current_dir(dir);
     }
-    let output = strace.output();
-    let (works, said) = match &output {
-        Ok(output) => (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()),
-        Err(error) => (false, error.to_string()),
-    };
-    usable("strace", works, &said).then(|| fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect())
+    let probe = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).output();
+    if !usable("strace", probe.is_ok_and(|probe| probe.status.success()), "install it, and allow ptrace") {
+        return None;
+    }
+    let output = strace.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect())
 }
 
 fn count(calls: &[String], part: &str) -> usize {

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hm_exec::cache::{Kinds, Trace};
+use hm_exec::{
+    cache::{Kinds, Trace},
+    runner::RunnerErrorKind,
+};
 use serde_json::json;
 
 use super::{Traced, built};
@@ -89,7 +92,8 @@ async fn a_fork_bomb_ends_with_the_step() {
     assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
     // The limit may be enforced by polling, and then ends the step: then there is no trace.
     let traces: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path()).collect();
-    assert!(traces.len() == 1 || ended.is_err() && traces.is_empty(), "{ended:?}: {traces:?}");
+    let is_limit = ended.as_ref().is_err_and(|error| error.kind() == RunnerErrorKind::TooManyProcesses);
+    assert!(traces.len() == 1 || is_limit && traces.is_empty(), "{ended:?}: {traces:?}");
     for trace in traces {
         let trace = Trace::decode(&fs::read(trace).unwrap()).unwrap();
         let kinds = trace.entries.get(&b"/workspace/hostile"[..]).copied().unwrap_or_default();
@@ -120,9 +124,12 @@ async fn a_cancelled_step_ends_within_its_grace_period() {
     let canceller = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         cancel.cancel();
+        Instant::now()
     };
     let executing = hm_exec::runner::StepRunner::execute(&bench.runner, &run.ctx, input);
-    let ended = tokio::time::timeout(PATIENCE, async { tokio::join!(executing, canceller).0 }).await;
-    assert!(ended.expect("the step hangs").is_err());
+    let both = tokio::time::timeout(PATIENCE, async { tokio::join!(executing, canceller) }).await;
+    let (ended, cancelled) = both.expect("the step hangs");
+    assert!(cancelled.elapsed() < Duration::from_secs(20), "{:?}", cancelled.elapsed());
+    assert_eq!(ended.unwrap_err().kind(), RunnerErrorKind::Cancelled);
     assert!(!dir.path().join("traces").exists(), "an interrupted step has no result");
 }

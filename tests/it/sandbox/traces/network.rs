@@ -3,17 +3,23 @@
 use serde_json::json;
 
 use super::Traced;
-use crate::support::sandbox::{Ask, Bench};
+use crate::support::{
+    backends::usable_program,
+    sandbox::{Ask, Bench},
+};
 
 #[tokio::test]
 async fn a_private_network_without_packets_is_no_reason() {
+    if !usable_program("python3") {
+        return;
+    }
     let bench = Bench::new();
     // The loopback device is the step's own.
-    let cmd = "if command -v python3 > /dev/null; then python3 -c '
+    let cmd = "python3 -c '
 import socket
 server = socket.create_server((\"127.0.0.1\", 0))
 client = socket.create_connection(server.getsockname())
-'; fi";
+'";
     for round in 0..2 {
         // The second step enters the namespace of the first.
         let it = Traced::run(&bench, Ask::new(cmd).args(json!({ "network": "private" }))).await;
