@@ -74,7 +74,7 @@ impl EventBus {
     /// Appends whole lines beside the output of a step's command. Secrets must be [masked](Self::masked)
     /// already: the bytes that masking holds back of the command's output stay what they are.
     ///
-    /// The lines start on a line of their own, whatever the command has printed.
+    /// They start on a new line, even if the last line of the command is not complete yet.
     pub(crate) fn lines_beside(&self, step_id: Uuid, stream: StdStream, lines: &[u8]) {
         if let Some(log) = self.log(step_id) {
             log.lock().write_beside(&self.shared, stream, lines, self.shared.elapsed_ms());

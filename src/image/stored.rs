@@ -16,8 +16,6 @@ pub(crate) struct StoredImage {
     pub(crate) layers: Vec<LayerId>,
     /// The environment variables that the image sets, by name.
     pub(crate) env: BTreeMap<String, String>,
-    /// The program that the image runs by default.
-    pub(crate) program: Option<ImageProgram>,
 }
 
 impl StoredImage {
@@ -26,15 +24,21 @@ impl StoredImage {
     /// # Errors
     /// Returns [`ImageError::Lost`] if there is no such image, or if part of it is missing.
     pub(crate) fn find(store: &Store, digest: &ImageDigest, id_map: IdMap) -> Result<Self, ImageError> {
-        let lost = || ImageError::Lost { digest: *digest };
-        let ImageRow { stack, config } = store.stacks().image(digest, id_map)?.ok_or_else(lost)?;
-        // A row that was modified is ignored.
-        if ImageDigest::of(config.as_bytes()) != *digest {
-            return Err(lost());
-        }
-        let config = ImageConfig::parse(config.as_bytes(), None).map_err(|_| lost())?;
-        Ok(Self { layers: stack, env: config.env(), program: config.program() })
+        let (layers, config) = stored(store, digest, id_map)?;
+        Ok(Self { layers, env: config.env() })
     }
+}
+
+/// Returns the layers and the configuration of an image.
+fn stored(store: &Store, digest: &ImageDigest, id_map: IdMap) -> Result<(Vec<LayerId>, ImageConfig), ImageError> {
+    let lost = || ImageError::Lost { digest: *digest };
+    let ImageRow { stack, config } = store.stacks().image(digest, id_map)?.ok_or_else(lost)?;
+    // A row that was modified is ignored.
+    if ImageDigest::of(config.as_bytes()) != *digest {
+        return Err(lost());
+    }
+    let config = ImageConfig::parse(config.as_bytes(), None).map_err(|_| lost())?;
+    Ok((stack, config))
 }
 
 /// Returns whether an image is in the store with all of its layers, and counts this as a use. Take a
@@ -67,7 +71,7 @@ pub(crate) fn env_of(store: &Store, base: &Base, id_map: IdMap) -> Result<BTreeM
 /// Returns [`ImageError::Lost`], as [`StoredImage::find`] does.
 pub(crate) fn program_of(store: &Store, base: &Base, id_map: IdMap) -> Result<Option<ImageProgram>, ImageError> {
     match base {
-        Base::Image(digest) => Ok(StoredImage::find(store, digest, id_map)?.program),
+        Base::Image(digest) => Ok(stored(store, digest, id_map)?.1.program()),
         Base::Host | Base::Rootfs(_) => Ok(None),
     }
 }

@@ -202,10 +202,8 @@ async fn run(mut adopted: mpsc::UnboundedReceiver<Adopted>) {
 
 /// Logs why a namespace is not served any longer.
 fn note(ended: Result<io::Result<()>, JoinError>) {
-    match ended {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the network of a step broke"),
-        Err(error) => tracing::warn!(%error, "the network of a step broke"),
+    if let Err(error) = ended.unwrap_or_else(|error| Err(error.into())) {
+        tracing::warn!(%error, "the network of a step broke");
     }
 }
 

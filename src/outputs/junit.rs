@@ -44,7 +44,7 @@ struct Case {
 }
 
 /// Reads test results. Returns `None` if the document is something else. Memory does not depend on the number
-/// of tests; entities are not expanded, except for those of XML itself.
+/// of tests. Only the entities that XML itself defines are expanded.
 ///
 /// # Errors
 /// Returns an error if the document is malformed.

@@ -92,7 +92,7 @@ impl fmt::Debug for Mask {
     }
 }
 
-/// Where the outputs of a step are copied to.
+/// The directory that the outputs of a step are copied to.
 #[derive(Debug, Clone)]
 pub(crate) struct OutputPlace {
     pub(crate) source_dir: PathBuf,
@@ -128,7 +128,7 @@ impl StepOutputs {
     }
 
     /// Returns the patterns that are relative to the work directory, for a runner whose steps see the files
-    /// of the machine. The others are reported.
+    /// of the machine. Logs a warning if there are others.
     pub(crate) fn below_workdir(&self) -> Vec<String> {
         let (absolute, relative): (Vec<_>, Vec<_>) =
             self.patterns.iter().map(ToString::to_string).partition(|pattern| pattern.starts_with('/'));

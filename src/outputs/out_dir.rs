@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_replaced_as_a_whole_whoever_writes_at_the_same_time() {
+    fn a_directory_is_replaced_as_a_whole_if_several_write_at_once() {
         let top = tempfile::tempdir().unwrap();
         let (top, place) = (top.path(), top.path().join(".hm/out/ci/a%2fb"));
         thread::scope(|scope| {

@@ -47,10 +47,10 @@ pub struct StepContext {
     /// committed: a child on another runner, the cache, or the user. If not, a runner with the `layers`
     /// capability may commit in a cheaper form of its own.
     pub snapshot_travels: bool,
-    /// Whose cache directories the step gets. If it is `None`, its cache directories are empty and are not
-    /// kept.
+    /// The owner of the step's cache directories. If it is `None`, its cache directories are empty and are
+    /// not kept.
     pub cache_owner: Option<Arc<CacheOwner>>,
-    /// Where runners that can trace keep the traces of steps; `None` if steps are not to be traced.
+    /// The directory in which runners keep the traces of steps. If it is `None`, no step is traced.
     pub traces: Option<Arc<Path>>,
     /// The outputs that the step has asked for. A runner with the capability
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     cache_dirs::{AttachedCache, WantedCache},
-    inputs::InputCopy,
+    inputs::ShownInput,
     jail::{self, Bind, MountApi, Overlay, UpperDir},
     overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
@@ -41,7 +41,7 @@ pub(super) struct Boot {
     pub(super) binds: Vec<Bind>,
     pub(super) caches: Vec<AttachedCache>,
     /// Copies of files of other steps, which `binds` mounts.
-    pub(super) inputs: Vec<InputCopy>,
+    pub(super) inputs: Vec<ShownInput>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
     pub(super) env: BTreeMap<String, String>,
@@ -345,11 +345,6 @@ impl Boot {
         overlays::commit(overlays, build.as_ref(), &staging, lowers)?;
         let request = CommitRequest { parent: parent.as_deref(), base, source, delta: delta.layer, id_map };
         store.commit(staging, request)
-    }
-
-    /// Returns the binds without files of other steps, which are the last ones: a snapshot has none, either.
-    pub(super) fn own_binds(&self) -> &[Bind] {
-        &self.binds[..self.binds.len().saturating_sub(self.inputs.len())]
     }
 
     /// Discards the writes of a step whose processes are dead.

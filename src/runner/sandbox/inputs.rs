@@ -36,9 +36,16 @@ pub(super) const INPUT_READS: usize = 8;
 
 /// The directory of a copy, below that of this process's temporary files. Dropping it removes it.
 #[derive(Debug)]
-pub(super) struct InputCopy {
+struct InputCopy {
     store: Arc<Store>,
     home: PathBuf,
+}
+
+/// An input of a step: its copy, and the mount that shows it.
+#[derive(Debug)]
+pub(super) struct ShownInput {
+    pub(super) bind: Bind,
+    _copy: InputCopy,
 }
 
 impl InputCopy {
@@ -83,8 +90,8 @@ impl SandboxRunner {
                 let copy = InputCopy::new(store).map_err(failed("make a directory for files of another step"))?;
                 let (source_path, target) = (c_path(&copy.files())?, c_path(Path::new(&*files.target))?);
                 let (_, copy) = self.read_input(store, (&source, files), Some(copy), permit).await?;
-                boot.binds.push(Bind { source: source_path, target, writable: false });
-                boot.inputs.extend(copy);
+                let bind = Bind { source: source_path, target, writable: false };
+                boot.inputs.extend(copy.map(|copy| ShownInput { bind, _copy: copy }));
             }
             Ok(())
         });

@@ -62,9 +62,7 @@ impl SandboxRunner {
                 let base = snapshot.base.clone();
                 let context = self.boot_context(&store, &zygote);
                 let boot = context.boot_over(&source, Some(snapshot), base, false, None).await?;
-                let read = self.read_outputs(&zygote, (&store, &boot), outputs, WORKDIR).await;
-                boot.discard();
-                read
+                self.read_outputs(&zygote, (&store, &boot), outputs, WORKDIR).await
             };
             if let Err(error) = copied.await {
                 outputs.failed(error.to_line());
@@ -94,7 +92,7 @@ impl SandboxRunner {
             overlays.push(InnerOverlay { overlay: over(&overlay)?, target });
         }
         let spec = JailSpec {
-            binds: boot.own_binds().to_vec(),
+            binds: boot.binds.clone(),
             overlays,
             pack: Some(Pack::Matching { patterns: outputs.below_root(workdir), limits: LIMITS }),
             ..self.jail(zygote, store.dir(), Root::Overlay(root))?

@@ -58,26 +58,34 @@ impl<'a> StepNamespace<'a> {
 
 /// The destinations of a step's connections, for its trace.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Destinations(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct Destinations(Arc<Mutex<Named>>);
+
+#[derive(Debug, Default)]
+struct Named {
+    destinations: BTreeSet<String>,
+    /// Whether there are others.
+    is_full: bool,
+}
 
 /// The most destinations that a trace names.
 const MAX_DESTINATIONS: usize = 20;
 
 impl Destinations {
     fn add(&self, connection: &Connection) {
-        let mut all = self.0.lock();
-        if all.len() < MAX_DESTINATIONS {
-            all.insert(connection.destination());
+        let mut named = self.0.lock();
+        let destination = connection.destination();
+        if named.destinations.len() < MAX_DESTINATIONS {
+            named.destinations.insert(destination);
         } else {
-            // After every destination, in its order.
-            all.insert("~".to_owned());
+            named.is_full |= !named.destinations.contains(&destination);
         }
     }
 
     /// Returns the destinations in order, at most some of them.
     pub(super) fn names(&self) -> Vec<String> {
-        let all = self.0.lock();
-        all.iter().map(|name| if name == "~" { "and others".to_owned() } else { name.clone() }).collect()
+        let named = self.0.lock();
+        let others = named.is_full.then(|| "and others".to_owned());
+        named.destinations.iter().cloned().chain(others).collect()
     }
 }
 

@@ -276,7 +276,7 @@ impl SandboxRunner {
             Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
         };
         Ok(JailSpec {
-            binds: boot.binds.clone(),
+            binds: boot.binds.iter().chain(boot.inputs.iter().map(|input| &input.bind)).cloned().collect(),
             overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             resolver: (limits.network == Network::Private).then(resolver_config),

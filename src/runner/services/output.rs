@@ -30,7 +30,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The output of one service.
 pub(in crate::runner) struct ServiceOutput<'a> {
     name: &'a str,
-    has_condition: bool,
     bus: &'a EventBus,
     step_id: Uuid,
     state: Mutex<State>,
@@ -45,7 +44,7 @@ struct State {
     recorded: usize,
 }
 
-/// What a stream has after its last line.
+/// The unfinished line of a stream.
 #[derive(Default)]
 struct OpenLine {
     held: Held,
@@ -63,8 +62,11 @@ impl<'a> ServiceOutput<'a> {
     /// started.
     pub(in crate::runner) fn new(name: &'a str, mark: Option<&str>, bus: &'a EventBus, step_id: Uuid) -> Self {
         let state = State { mark: mark.map(Mark::new), ..State::default() };
-        let (has_condition, is_ready) = (mark.is_some(), Notify::new());
-        Self { name, has_condition, bus, step_id, state: Mutex::new(state), is_ready }
+        let is_ready = Notify::new();
+        if mark.is_none() {
+            is_ready.notify_one();
+        }
+        Self { name, bus, step_id, state: Mutex::new(state), is_ready }
     }
 
     pub(in crate::runner) fn name(&self) -> &'a str {
@@ -73,9 +75,7 @@ impl<'a> ServiceOutput<'a> {
 
     /// Waits until the service is ready. Completes once.
     pub(super) async fn ready(&self) {
-        if self.has_condition {
-            self.is_ready.notified().await;
-        }
+        self.is_ready.notified().await;
     }
 
     /// Returns the last lines.

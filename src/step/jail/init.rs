@@ -94,7 +94,7 @@ struct Streams {
     stdout: OwnedFd,
     stderr: OwnedFd,
     more: Vec<OwnedFd>,
-    /// Where the listener of the command's filter goes, if the step is traced.
+    /// The socket that the listener of the command's filter is sent to, if the step is traced.
     tracer: Option<OwnedFd>,
 }
 

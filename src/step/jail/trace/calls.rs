@@ -188,7 +188,7 @@ pub(in crate::jail::trace) fn all() -> impl Iterator<Item = &'static Call> {
     COMMON.iter().chain(OLDER)
 }
 
-/// Returns the numbers of the calls that are reported whatever their arguments.
+/// Returns the numbers of the calls that are reported with all arguments.
 pub(in crate::jail) fn reported() -> impl Iterator<Item = u32> {
     all().filter(|call| !matches!(call.op, Op::Filter { .. })).filter_map(|call| u32::try_from(call.number).ok())
 }

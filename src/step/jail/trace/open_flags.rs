@@ -44,7 +44,7 @@ mod tests {
         assert!(it.follow && !it.writes && !it.is_path);
         let it = open(libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC);
         assert!(it.writes && it.creates && it.truncates);
-        // Truncates, whatever the access mode is.
+        // `O_TRUNC` writes in every access mode.
         assert!(open(libc::O_RDONLY | libc::O_TRUNC).writes);
         assert!(!open(libc::O_CREAT | libc::O_EXCL).follow);
         assert!(open(libc::O_CREAT).follow);

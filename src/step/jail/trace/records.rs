@@ -66,7 +66,7 @@ impl Records {
         self.get(dir).contains(Kinds::ABSENT) || self.own_dirs.contains(dir)
     }
 
-    /// Notes that whatever is in this directory from now on is the step's own.
+    /// Notes that all that is in this directory from now on is the step's own.
     pub(super) fn own_dir(&mut self, dir: &[u8]) {
         if self.own_dirs.contains(dir) {
             return;

@@ -439,8 +439,8 @@ impl Walk<'_> {
         Step::End(Found::no_input())
     }
 
-    /// Goes on where a link below `/proc` leads to. Its target is a path in the step's root, whatever the
-    /// caller's root is.
+    /// Goes on where a link below `/proc` leads to. Its target is a path in the step's root, even if
+    /// the caller has another root.
     fn jump(&mut self, link: &str) -> Step {
         self.links += 1;
         if self.links > MAX_LINKS {

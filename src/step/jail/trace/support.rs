@@ -10,7 +10,7 @@ use super::super::{notify, seccomp};
 /// # Errors
 /// Returns the reason if they cannot.
 pub fn check_support() -> Result<(), String> {
-    // Then nothing may read the memory of another process, whatever its capabilities.
+    // Then no process may read the memory of another one, not even with all capabilities.
     if std::fs::read("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.starts_with(b"3")) {
         return Err("this machine allows no tracing at all (kernel.yama.ptrace_scope = 3)".into());
     }

@@ -55,7 +55,7 @@ pub(in crate::jail) enum Answered {
 #[derive(Debug)]
 pub(in crate::jail) struct Tracer {
     listener: Option<OwnedFd>,
-    /// Where the trace is written to.
+    /// The file that the trace is written to.
     file: OwnedFd,
     uppers: Uppers,
     proc: Option<OwnedFd>,
