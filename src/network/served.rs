@@ -230,6 +230,12 @@ pub(super) async fn serve(
         }
     }
     let after = devices.counters.read();
+    // What the step sent last may still be in the device. On the machine's network, the kernel has it by then.
+    for _ in 0..MAX_ROUNDS {
+        if !served.handle_frames(Some(&mut tasks), &mut buffer)? {
+            break;
+        }
+    }
     // Resets all connections.
     tasks.shutdown().await;
     served.wind_up(&mut buffer)?;

@@ -31,7 +31,7 @@ async fn outputs_are_copied_from_containers_and_from_the_store() {
         with(step("fails", &format!("{cmd}; exit 3")), &patterns),
         with(step("nothing", "true"), &["r", "/none"]),
     ];
-    let built = bench.build(&pipeline(&steps, &[])).await;
+    let built = bench.build(&pipeline(&steps, &[serde_json::json!([2, 1, "depends_on"])])).await;
     assert_eq!(built.outcome.status, BuildStatus::Failed, "{:#?}", built.events);
     let statuses: Vec<_> = built.outcome.steps.iter().map(|step| step.status).collect();
     assert_eq!(statuses, [Passed, Failed, Passed]);

@@ -2,9 +2,10 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Ipv6Addr, TcpListener},
+    net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
     process::Command,
     thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -93,6 +94,29 @@ fn connections_are_logged_with_names_ends_and_bytes() {
     assert!(!events.iter().any(|event| event["kind"] == "connection"));
     let end = events.iter().find(|event| event["kind"] == "step_end").unwrap();
     assert_eq!((&end["connections"]["count"], &end["connections"]["blocked"]), (&json!(4), &json!(2)));
+}
+
+#[test]
+fn a_datagram_that_a_step_sends_last_arrives() {
+    let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let port = receiver.local_addr().unwrap().port();
+    // Often, because the step's end and the datagram must come at once.
+    let code = format!(
+        "import os\n\
+         u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         for at in range(100): u.sendto(b'%d' % at, ('10.0.2.2', {port}))\n\
+         os.kill(os.getpid(), 9)"
+    );
+    let project = python(&code, json!({ "host_ports": [port] }));
+    for _ in 0..10 {
+        run(&project, &[]).expect(1);
+        for at in 0..100 {
+            let mut buffer = [0; 9];
+            let length = receiver.recv(&mut buffer).unwrap_or_else(|error| panic!("datagram {at}: {error}"));
+            assert_eq!(&buffer[..length], at.to_string().as_bytes());
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The users that run the tests: root, an ordinary user, and one with subordinate ids.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use super::{backends::skip, programs::hm};
@@ -39,7 +39,9 @@ pub(crate) fn run_again(args: &[&str], env: &[(&str, &Path)]) -> Option<u32> {
     }
     fs::create_dir_all(dir.path().join("home/.ssh")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new(suite)
+    // Not into pipes: they would not end before a process does that a failed test left behind.
+    let (stdout, stderr) = (dir.path().join("stdout"), dir.path().join("stderr"));
+    let status = Command::new(suite)
         .args(args)
         .env("HM_TEST_HM", hm)
         .env("HOME", dir.path().join("home"))
@@ -49,14 +51,17 @@ pub(crate) fn run_again(args: &[&str], env: &[(&str, &Path)]) -> Option<u32> {
         .current_dir("/")
         .uid(ORDINARY)
         .gid(ORDINARY)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(File::create(&stdout).unwrap())
+        .stderr(File::create(&stderr).unwrap())
+        .status()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text = [stdout, stderr].map(|path| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()).concat();
     if text.contains("make a user namespace") {
         skip("an ordinary user may not make user namespaces here");
         return None;
     }
-    assert!(output.status.success(), "{text}");
+    assert!(status.success(), "{text}");
     let passed =
         text.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split_once(" passed")?.0.parse().ok());
     assert!(passed.is_some(), "{text}");
