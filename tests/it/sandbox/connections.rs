@@ -3,15 +3,17 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::{
-    project::{Ended, Project, ir},
+    processes::{marker, pid_of},
+    project::{Ended, Project, eventually, ir},
     users::is_root,
 };
 
@@ -97,25 +99,41 @@ fn connections_are_logged_with_names_ends_and_bytes() {
 }
 
 #[test]
-fn a_datagram_that_a_step_sends_last_arrives() {
+fn datagrams_that_a_step_sends_last_arrive() {
+    // More than the network's thread handles at a time, and all of them before it knows that the step has ended.
+    const COUNT: u32 = 200;
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let port = receiver.local_addr().unwrap().port();
-    // Often, because the step's end and the datagram must come at once.
+    let marker = marker();
     let code = format!(
-        "import os\n\
+        "import os, signal  # {marker}\n\
          u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-         for at in range(100): u.sendto(b'%d' % at, ('10.0.2.2', {port}))\n\
-         os.kill(os.getpid(), 9)"
+         os.kill(os.getpid(), signal.SIGSTOP)\n\
+         for at in range({COUNT}): u.sendto(b'%d' % at, ('10.0.2.2', {port}))"
     );
     let project = python(&code, json!({ "host_ports": [port] }));
-    for _ in 0..10 {
-        run(&project, &[]).expect(1);
-        for at in 0..100 {
-            let mut buffer = [0; 9];
-            let length = receiver.recv(&mut buffer).unwrap_or_else(|error| panic!("datagram {at}: {error}"));
-            assert_eq!(&buffer[..length], at.to_string().as_bytes());
-        }
+    let mut hm = project.hm(&["run", "--trust"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let send = |pid: u32, signal| kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+    // `R (running)`, for example.
+    let state = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().find_map(|line| line.strip_prefix("State:\t")?.chars().next())
+    };
+    let mut step = 0;
+    eventually("the step has stopped itself", || {
+        step = pid_of(&marker).unwrap_or_default();
+        state(step) == Some('T')
+    });
+    send(hm.id(), Signal::STOP);
+    send(step, Signal::CONT);
+    eventually("the step has ended", || state(step).is_none());
+    send(hm.id(), Signal::CONT);
+    assert!(hm.wait().unwrap().success());
+    for at in 0..COUNT {
+        let mut buffer = [0; 9];
+        let length = receiver.recv(&mut buffer).unwrap_or_else(|error| panic!("datagram {at}: {error}"));
+        assert_eq!(&buffer[..length], at.to_string().as_bytes());
     }
 }
 

@@ -9,7 +9,13 @@ use uuid::Uuid;
 
 /// Returns whether any process of this machine has `marker` in its command line.
 pub(crate) fn is_running(marker: &str) -> bool {
-    command_lines().any(|cmdline| cmdline.windows(marker.len()).any(|window| window == marker.as_bytes()))
+    pid_of(marker).is_some()
+}
+
+/// Returns the id of a process that has `marker` in its command line.
+pub(crate) fn pid_of(marker: &str) -> Option<u32> {
+    let has_marker = |line: &[u8]| line.windows(marker.len()).any(|window| window == marker.as_bytes());
+    processes().find(|(_, line)| has_marker(line)).map(|(pid, _)| pid)
 }
 
 /// Returns whether a `sleep` for `marker` runs: the shell that started it has executed all commands before
@@ -20,11 +26,16 @@ pub(crate) fn is_asleep(marker: &str) -> bool {
 }
 
 fn command_lines() -> impl Iterator<Item = Vec<u8>> {
+    processes().map(|(_, line)| line)
+}
+
+/// Returns the ids and the command lines of all processes.
+fn processes() -> impl Iterator<Item = (u32, Vec<u8>)> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
-    let is_pid = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
-    entries
-        .filter(move |entry| entry.file_name().to_str().is_some_and(is_pid))
-        .map(|entry| fs::read(entry.path().join("cmdline")).unwrap_or_default())
+    entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        Some((pid, fs::read(entry.path().join("cmdline")).unwrap_or_default()))
+    })
 }
 
 /// Waits until `condition` holds.
