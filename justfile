@@ -15,3 +15,7 @@ fuzz target seconds="1200":
     mkdir -p fuzz/artifacts/corpus-{{target}}
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} fuzz/artifacts/corpus-{{target}} fuzz/corpus/{{target}} -- \
         -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=20
+
+# Thousands of steps with connections in one process, for as many seconds as you like: nothing may be left of them.
+soak seconds="300":
+    HM_SOAK_SECONDS={{seconds}} cargo test --test it sandbox::soak -- --ignored --nocapture

@@ -119,7 +119,9 @@ impl SandboxRunner {
             }
             Ok(Supervised { end: End::Exited { .. }, .. }) => {
                 let variables = ran.boot.env.keys().cloned().collect();
-                let reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
+                let mut reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
+                // What a service answers depends on files that the step did not read.
+                reasons.extend(limits.services.keys().cloned().map(Reason::Service));
                 traced.keep(tracing.file, variables, reasons).await;
                 Ok(ran)
             }

@@ -59,14 +59,18 @@ const FORGETFUL: [(&str, &str); 6] = [
     ("ipv4/conf/default/accept_redirects", "0"),
 ];
 
-/// Settings that some kernels, or user namespaces, do not have: as in containers, every user may listen on
-/// every port and send echo requests to itself. No message shrinks a path.
-const OPTIONAL: [(&str, &str); 5] = [
+/// Settings that some kernels, or user namespaces, do not have. As in containers, every user may listen on
+/// every port and send echo requests to itself. No message shrinks a path. The path to the listener is
+/// memory: it needs no congestion control, and pacing by timers costs a quarter of the throughput. What
+/// waits in a socket is bounded, so that it is still in the processor's cache when it is copied.
+const OPTIONAL: [(&str, &str); 7] = [
     ("ipv4/ip_unprivileged_port_start", "0"),
     ("ipv4/ping_group_range", "0 2147483647"),
     ("ipv4/route/min_pmtu", "65520"),
     ("ipv6/conf/default/accept_redirects", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv4/tcp_congestion_control", "reno"),
+    ("ipv4/tcp_wmem", "4096 16384 786432"),
 ];
 
 /// A network namespace, and what the engine needs of it.

@@ -7,7 +7,8 @@ use proptest::{collection::vec, prelude::*};
 use super::random::pass_only;
 use crate::support::{
     graphs::cases,
-    makespan::{Fifo, bounds, dag, makespan, ours, ratio},
+    makespan::{Fifo, bounds, dag, makespan, ours, ours_in_memory, ratio},
+    policy_oracle::memory_rules,
     workloads::{Random, Workload, forty},
 };
 
@@ -66,6 +67,28 @@ proptest! {
     #[test]
     fn the_engine_keeps_the_greedy_bound(work in workloads(), slots in 1..12_usize) {
         check(&work, slots, pass_only(&work, slots));
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(256))]
+
+    #[test]
+    fn six_steps_that_need_a_fifth_of_the_memory_end_as_early_as_they_can(
+        durations_ms in vec(1..100_000_u64, 6),
+        peaks in vec(170..=200_u64, 6),
+    ) {
+        let work = Workload { durations_ms, ..Workload::default() };
+        let dag = dag(&work);
+        // Any five fit, and no six.
+        let memory = memory_rules(&(1000, peaks.into_iter().map(Some).collect()));
+        let taken = makespan(&work, &mut ours_in_memory(&dag, &known(&work.durations_ms), 6, Some(memory)));
+        // One step waits for another, and all others run from the start.
+        let mut sorted = work.durations_ms;
+        sorted.sort_unstable();
+        let best = sorted[5].max(sorted[0] + sorted[1]);
+        prop_assert!(taken >= best, "{taken} ms do not fit into the memory");
+        prop_assert!(taken * 10 <= best * 11, "{taken} ms, and the best is {best} ms");
     }
 }
 

@@ -47,7 +47,8 @@ fn images_and_overlays_have_owners_if_the_user_has_subordinate_ids() {
     let script = "cp -a /etc \"$1/etc\" && cp \"$1/ids\" \"$1/etc/subuid\" && cp \"$1/ids\" \"$1/etc/subgid\" && \
                   mount --bind \"$1/etc\" /etc && exec setpriv --reuid 1000 --regid 1000 --clear-groups \
                   \"$1/suite\" images::archives images::export images::streaming \
-                  sandbox::overlays sandbox::identity sandbox::read_only_programs";
+                  sandbox::overlays sandbox::identity sandbox::read_only_programs \
+                  sandbox::network::every_user";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
         .arg(dir.path())

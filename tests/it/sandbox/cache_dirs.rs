@@ -5,14 +5,14 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, UNIX_EPOCH},
 };
 
 use serde_json::{Value, json};
 
 use crate::support::{
-    backends::usable_program,
+    backends::{usable, usable_program},
     project::{Ended, Project},
 };
 
@@ -272,6 +272,31 @@ fn an_edit_of_the_same_size_is_compiled_again_by_python() {
         pipeline(&project, "ci", cmd, &json!({ "pyc": "/workspace/app/__pycache__" }));
         assert_eq!(printed(&ended(&project, &["ci"]).expect(0)), [text, "1"]);
     }
+}
+
+#[test]
+fn an_edit_of_the_same_size_is_compiled_again_by_cargo() {
+    // The toolchain itself: what is in PATH may choose one by files of the user, which steps do not see.
+    let found = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = found.map(|found| String::from_utf8(found.stdout).unwrap().trim().to_owned()).unwrap_or_default();
+    if !usable("cargo", Path::new(&sysroot).join("bin/cargo").is_file(), "no toolchain has it")
+        || !usable_program("cc")
+    {
+        return;
+    }
+    let project = Project::new();
+    put_old(&project, "Cargo.toml", "[package]\nname = \"app\"\nversion = \"0.0.0\"\nedition = \"2021\"\n");
+    let cmd = format!(
+        "export PATH={sysroot}/bin:$PATH CARGO_HOME=/var/tmp/home; unset RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER; \
+         cargo build --offline 2>&1 | grep -c Compiling; target/debug/app"
+    );
+    pipeline(&project, "ci", &cmd, &json!({ "target": "/workspace/target" }));
+    let run = || printed(&ended(&project, &["ci", "--host-dir", &sysroot]).expect(0));
+    for text in ["one", "two", "one"] {
+        put_old(&project, "src/main.rs", &format!("fn main() {{ println!(\"{text}\") }}\n"));
+        assert_eq!(run(), ["1", text]);
+    }
+    assert_eq!(run(), ["0", "one"], "the build directory is used");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod processes;
 mod read_only_programs;
 mod rootless;
 mod services;
+mod soak;
 mod source;
 mod source_times;
 mod traces;

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use hm_exec::runner::StepRunner;
 use serde_json::{Value, json};
 
 use crate::support::{
     processes::eventually,
     project::{self, Ended, Project, ir},
     sandbox::{Ask, Bench},
-    users::is_root,
+    users::{RANGE, is_root},
 };
 
 /// A step in Python with a private network, which reaches these ports of the machine as 10.0.2.2.
@@ -198,6 +199,64 @@ async fn both_families_work() {
     );
     let output = passes(&Bench::new(), python(&code, &[port])).await;
     assert_eq!(output, "10.0.2.2 100000\nfd00:2::2 100000\n");
+}
+
+#[tokio::test]
+async fn every_user_of_a_step_has_its_network() {
+    if !is_root() && std::env::var_os(RANGE).is_none() {
+        // Steps have one user.
+        return;
+    }
+    let port = server(echo);
+    // As package managers do, which download as another user.
+    let code = format!(
+        "import os\nos.setgroups([]); os.setgid(1234); os.setuid(1234)\n\
+         name = socket.gethostbyname('host.hm.internal'); print(os.getuid(), name)\n\
+         c = socket.create_connection((name, {port})); c.send(b'on'); print(c.recv(9))\n\
+         s = socket.create_server(('', 80)); l = socket.create_connection(('127.0.0.1', 80)); print(len(s.accept()))"
+    );
+    let output = passes(&Bench::new(), python(&code, &[port])).await;
+    assert_eq!(output, "1234 10.0.2.2\nb'on'\n2\n");
+}
+
+#[tokio::test]
+async fn a_step_that_waits_for_silent_destinations_ends_when_it_is_cancelled() {
+    let listener = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
+    let silent = listener.unwrap();
+    rustix::net::bind(&silent, &std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    rustix::net::listen(&silent, 0).unwrap();
+    let silent = TcpListener::from(silent);
+    let port = silent.local_addr().unwrap().port();
+    // The queue is full: the kernel ignores further connections, as a firewall does.
+    let _full = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let code = format!(
+        "all = [socket.socket() for _ in range(100)]\n\
+         for s in all: s.setblocking(False); s.connect_ex((HOST, {port}))\n\
+         print('waiting', flush=True)\n\
+         s = socket.socket(); s.connect((HOST, {port}))"
+    );
+    let bench = Bench::new();
+    let mut run = bench.run();
+    let input = run.input(python(&code, &[port]));
+    let ctx = run.ctx.clone();
+    let step = bench.runner.execute(&ctx, input);
+    let (ended, since) = tokio::join!(step, async {
+        run.says("waiting").await;
+        ctx.cancel.cancel();
+        std::time::Instant::now()
+    });
+    assert_ne!(ended.map_or(1, |result| result.exit_code), 0);
+    // The kernel would try for two minutes.
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    // The network is as before.
+    assert_eq!(passes(&bench, python("print('next')", &[])).await, "next\n");
+}
+
+#[tokio::test]
+async fn packets_to_the_engine_are_not_paced() {
+    let code = "for name in ['tcp_congestion_control', 'tcp_wmem']: print(open('/proc/sys/net/ipv4/' + name).read().split())";
+    let output = passes(&Bench::new(), python(code, &[])).await;
+    assert_eq!(output, "['reno']\n['4096', '16384', '786432']\n");
 }
 
 #[tokio::test]

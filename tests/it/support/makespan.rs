@@ -10,7 +10,7 @@ use std::{
 use hm_exec::{
     ir::{Edge, EdgeKind},
     plan::{Dag, StepIndex},
-    schedule::{AttemptEnd, Placement, Policy, Rules, priorities},
+    schedule::{AttemptEnd, MemoryRules, Placement, Policy, Rules, priorities},
 };
 
 use super::workloads::Workload;
@@ -64,6 +64,16 @@ pub(crate) fn dag(work: &Workload) -> Dag {
 
 /// Returns the engine's policy with the believed durations of the steps.
 pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: usize) -> Policy<'dag> {
+    ours_in_memory(dag, believed, slots, None)
+}
+
+/// Returns the same for steps that share a machine's memory.
+pub(crate) fn ours_in_memory<'dag>(
+    dag: &'dag Dag,
+    believed: &[Option<Duration>],
+    slots: usize,
+    memory: Option<MemoryRules>,
+) -> Policy<'dag> {
     let placements = priorities(dag, believed).into_iter();
     let placements: Vec<_> = placements.map(|priority| Placement { pool: 0, priority, cached: false }).collect();
     let limits = vec![NonZeroUsize::new(slots).expect("at least one slot")];
@@ -71,7 +81,7 @@ pub(crate) fn ours<'dag>(dag: &'dag Dag, believed: &[Option<Duration>], slots: u
     Policy::new(
         dag,
         &placements,
-        &Rules { limits, keep_going: false, retries: 0, backoff, outcomes, takers: BTreeMap::new(), memory: None },
+        &Rules { limits, keep_going: false, retries: 0, backoff, outcomes, takers: BTreeMap::new(), memory },
     )
 }
 

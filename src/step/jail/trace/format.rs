@@ -115,6 +115,8 @@ pub enum Reason {
     Kernel,
     /// Paths that contain a secret's value were left out.
     SecretPath,
+    /// This service ran beside it, and what a service reads is not traced.
+    Service(String),
 }
 
 impl fmt::Display for Reason {
@@ -137,6 +139,7 @@ impl fmt::Display for Reason {
                 "steps cannot be traced here: that takes Linux 5.19, and no other seccomp listener around hm",
             ),
             Self::SecretPath => f.write_str("paths that contain a secret's value were left out"),
+            Self::Service(name) => write!(f, "its service {name} is not traced"),
         }
     }
 }

@@ -52,3 +52,11 @@ async fn the_machines_network_is_a_reason() {
     let it = Traced::run(&bench, Ask::new("true").args(json!({ "network": "host" }))).await;
     assert_eq!(it.reasons(), ["it could use the machine's network"], "{}", it.output);
 }
+
+#[tokio::test]
+async fn a_service_is_a_reason_by_its_name() {
+    let bench = Bench::new();
+    let services = json!({ "db": { "image": "host", "cmd": "sleep 60" } });
+    let it = Traced::run(&bench, Ask::new("true").args(json!({ "network": "private", "services": services }))).await;
+    assert_eq!(it.reasons(), ["its service db is not traced"], "{}", it.output);
+}
