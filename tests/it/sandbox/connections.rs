@@ -100,7 +100,7 @@ fn connections_are_logged_with_names_ends_and_bytes() {
 
 #[test]
 fn datagrams_that_a_step_sends_last_arrive() {
-    // More than the network's thread handles at a time, and all of them before it knows that the step has ended.
+    // More than the network's thread handles at a time. It is stopped until the step has ended.
     const COUNT: u32 = 200;
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -332,8 +332,8 @@ fn tables_give_inputs_and_the_plan_shows_them() {
     );
 }
 
-/// Returns how many paths in `dir` end with `name`, without those in directories that this user may not read, as the
-/// overlay's own.
+/// Returns how many paths in `dir` end with `name`. Directories that this user may not read, as the overlay's
+/// own, are left out.
 fn count(dir: &Path, name: &str) -> usize {
     let is_directory = dir.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
     let Some(entries) = is_directory.then(|| fs::read_dir(dir).ok()).flatten() else { return 0 };
