@@ -33,7 +33,7 @@ pub struct StepResultSummary {
     /// What the step's processes used of the machine, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<StepUsage>,
-    /// The results of its tests, if its outputs have some.
+    /// The results of its tests, if its outputs have some. The feature `junit` reads them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tests: Option<TestResults>,
 }

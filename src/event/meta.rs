@@ -167,7 +167,7 @@ pub struct StepEndDetails {
     pub allowed: Option<StepStatus>,
     /// What the step's processes used of the machine, if that is known.
     pub usage: Option<StepUsage>,
-    /// The results of its tests, if its outputs have some.
+    /// The results of its tests, if its outputs have some. The feature `junit` reads them.
     pub tests: Option<Box<TestResults>>,
 }
 

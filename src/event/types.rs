@@ -201,7 +201,8 @@ pub enum BuildEvent {
         /// the processor times of all attempts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         usage: Option<StepUsage>,
-        /// The results of its tests, if its outputs have some, with secrets masked.
+        /// The results of its tests, if its outputs have some, with secrets masked. The feature
+        /// `junit` reads them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tests: Option<Box<TestResults>>,
     },

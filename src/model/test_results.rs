@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The results of the tests that a step ran, as its outputs report them.
+/// The results of the tests that a step ran, as its outputs report them. Only the feature `junit` reads
+/// them from outputs. Without it, results are those of journals that another program wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TestResults {

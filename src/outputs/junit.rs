@@ -1,6 +1,10 @@
 //! Reads test results in the form of JUnit, which has no standard: only what all writers agree on is used.
 
-use std::io::BufRead;
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Seek},
+    path::Path,
+};
 
 use quick_xml::{
     Reader, XmlVersion,
@@ -8,8 +12,11 @@ use quick_xml::{
     events::{BytesStart, Event},
 };
 
+use super::Mask;
 use crate::model::{FailedTest, TestResults};
 
+/// The largest file that is read, in bytes.
+const MOST_BYTES: u64 = 64 << 20;
 /// The most elements within each other.
 const MOST_LEVELS: usize = 100;
 /// The most failed tests that are named.
@@ -52,12 +59,28 @@ pub fn read_junit(document: impl BufRead) -> Result<Option<TestResults>, Malform
     read_masked(document, &str::to_owned)
 }
 
+/// Adds the test results of an output to those of the step, if it has some. The inner error is one of the
+/// document. The file was just written, and its position is anywhere.
+pub(super) fn add_file(
+    all: &mut Option<TestResults>,
+    file: &mut File,
+    (path, size): (&Path, u64),
+    mask: &Mask,
+) -> io::Result<Result<(), MalformedJunit>> {
+    if path.extension().is_none_or(|extension| extension != "xml") || size > MOST_BYTES {
+        return Ok(Ok(()));
+    }
+    file.rewind()?;
+    Ok(read_masked(BufReader::new(file), &|text| mask.text(text)).map(|results| {
+        if let Some(results) = results {
+            merge(all.get_or_insert_default(), results);
+        }
+    }))
+}
+
 /// Reads test results as [`read_junit`] does. `mask` replaces secrets, before texts are cut: what is left of
 /// a secret would not be found.
-pub(super) fn read_masked(
-    document: impl BufRead,
-    mask: &dyn Fn(&str) -> String,
-) -> Result<Option<TestResults>, MalformedJunit> {
+fn read_masked(document: impl BufRead, mask: &dyn Fn(&str) -> String) -> Result<Option<TestResults>, MalformedJunit> {
     let mut reader = Reader::from_reader(document);
     let mut buffer = Vec::new();
     let mut results = TestResults::default();
@@ -112,7 +135,7 @@ pub(super) fn read_masked(
 }
 
 /// Adds the results of another file.
-pub(super) fn merge(all: &mut TestResults, more: TestResults) {
+fn merge(all: &mut TestResults, more: TestResults) {
     all.tests = all.tests.saturating_add(more.tests);
     all.failed = all.failed.saturating_add(more.failed);
     all.skipped = all.skipped.saturating_add(more.skipped);

@@ -6,8 +6,9 @@
 
 #![allow(dead_code, reason = "only some runners have outputs")]
 
+#[cfg(feature = "junit")]
 mod junit;
-#[cfg(test)]
+#[cfg(all(test, feature = "junit"))]
 mod junit_oracle;
 mod out_dir;
 mod receive;
@@ -19,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+#[cfg(feature = "junit")]
 pub use self::junit::{MalformedJunit, read_junit};
 pub(crate) use self::out_dir::clear;
 pub(crate) use self::receive::{Chosen, Receiving, StreamNames};

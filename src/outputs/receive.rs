@@ -1,7 +1,7 @@
 //! Writes the files of a stream to a step's directory of outputs, and reads the test results among them.
 
 use std::{
-    io::{self, BufReader, Read, Seek},
+    io::{self, Read},
     path::{Component, Path, PathBuf},
 };
 
@@ -9,16 +9,12 @@ use tar::{Archive, Entry, EntryType};
 
 use super::{
     Collected, LIMITS, Mask, OutputPlace,
-    junit::{merge, read_masked},
     out_dir::{self, NewDir},
 };
 use crate::{
     model::ArtifactRef,
     tree::{LEFT_OUT, PackLimits, PathPatterns, copy_sparse},
 };
-
-/// The largest file that is read as test results, in bytes.
-const JUNIT_BYTES: u64 = 64 << 20;
 
 /// The most directories of a file's path.
 const MOST_NAMES: usize = 200;
@@ -152,16 +148,10 @@ impl<'a> Receiving<'a> {
         };
         self.bytes = bytes;
         copy_sparse(entry, &mut file)?;
-        if path.extension().is_some_and(|extension| extension == "xml") && size <= JUNIT_BYTES {
-            file.rewind()?;
-            match read_masked(BufReader::new(&file), &|text: &str| self.mask.text(text)) {
-                Ok(Some(results)) => merge(self.collected.tests.get_or_insert_default(), results),
-                Ok(None) => {}
-                Err(error) => {
-                    let text = self.mask.text(&format!("the output {path:?} is not read as test results: {error}"));
-                    tracing::warn!(step = &*self.place.step, "{text}");
-                }
-            }
+        #[cfg(feature = "junit")]
+        if let Err(error) = super::junit::add_file(&mut self.collected.tests, &mut file, (path, size), self.mask)? {
+            let text = self.mask.text(&format!("the output {path:?} is not read as test results: {error}"));
+            tracing::warn!(step = &*self.place.step, "{text}");
         }
         // The name is text.
         let key = self.mask.text(&self.shown.join(path).to_string_lossy());
@@ -268,7 +258,7 @@ mod tests {
                 (".hm/out/ci/test/sub/new\nline.txt", "text/plain", 4),
             ]
         );
-        assert_eq!(first.tests.unwrap().tests, 1);
+        assert_eq!(first.tests.map(|results| results.tests), cfg!(feature = "junit").then_some(1));
         let out = source.join(".hm/out/ci/test");
         assert_eq!(fs::read_to_string(out.join("sub/new\nline.txt")).unwrap(), "text");
         // An incomplete stream changes nothing.
