@@ -32,8 +32,12 @@ pub enum RunnerErrorKind {
 ///
 /// `Display` is a lowercase fragment that fits "failed to run the step: ..."; the cause is only in
 /// [`source`](std::error::Error::source).
+// A box, because every attempt's result is moved several times, with room for an error that few have.
 #[derive(Debug)]
-pub struct RunnerError {
+pub struct RunnerError(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     kind: RunnerErrorKind,
     message: String,
     source: Option<anyhow::Error>,
@@ -74,7 +78,7 @@ impl RunnerError {
     pub fn machine_out_of_memory(exit_code: i32) -> Self {
         let message =
             format!("the machine ran out of memory while the step ran, and its command exited with {exit_code}");
-        Self { exit_code: Some(exit_code), ..Self::bare(RunnerErrorKind::OutOfMemory, message) }
+        Self::bare(RunnerErrorKind::OutOfMemory, message).with(|parts| parts.exit_code = Some(exit_code))
     }
 
     /// Returns the error of a command that reached its limit of `limit` processes, and ended with `exit_code`
@@ -82,7 +86,7 @@ impl RunnerError {
     #[must_use]
     pub fn too_many_processes(limit: u64, exit_code: i32) -> Self {
         let message = format!("the limit of {limit} processes was reached");
-        Self { exit_code: Some(exit_code), ..Self::bare(RunnerErrorKind::TooManyProcesses, message) }
+        Self::bare(RunnerErrorKind::TooManyProcesses, message).with(|parts| parts.exit_code = Some(exit_code))
     }
 
     /// Returns the error of a failure of the infrastructure. `doing` completes "failed to run the step:
@@ -90,58 +94,54 @@ impl RunnerError {
     #[must_use]
     pub fn infrastructure(doing: impl fmt::Display, source: impl Into<anyhow::Error>) -> Self {
         let source = source.into();
-        Self {
-            kind: RunnerErrorKind::Infrastructure,
-            message: format!("failed to {doing}"),
-            retry: source.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient),
-            source: Some(source),
-            exit_code: None,
-            usage: None,
-        }
+        Self::bare(RunnerErrorKind::Infrastructure, format!("failed to {doing}")).with(|parts| {
+            parts.retry = source.downcast_ref::<StoreError>().is_none_or(StoreError::is_transient);
+            parts.source = Some(source);
+        })
     }
 
     /// Returns the error of a request that the runner does not support. A retry would fail as well.
     #[must_use]
     pub fn unsupported(message: impl Into<String>) -> Self {
-        Self { retry: false, ..Self::bare(RunnerErrorKind::Infrastructure, message.into()) }
+        Self::bare(RunnerErrorKind::Infrastructure, message.into()).with(|parts| parts.retry = false)
     }
 
     /// Returns why the command did not end by itself.
     #[must_use]
     pub fn kind(&self) -> RunnerErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// Returns the exit code of the command, or `None` if the error does not come from the command.
     #[must_use]
     pub fn exit_code(&self) -> Option<i32> {
-        self.exit_code
+        self.0.exit_code
     }
 
     /// Sets what the command used of the machine.
     #[must_use]
     pub fn with_usage(self, usage: Option<StepUsage>) -> Self {
-        Self { usage, ..self }
+        self.with(|parts| parts.usage = usage)
     }
 
     /// Returns what the command used of the machine, if it is known.
     #[must_use]
     pub fn usage(&self) -> Option<StepUsage> {
-        self.usage
+        self.0.usage
     }
 
     /// Returns whether another attempt could end differently.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        self.retry
+        self.0.retry
     }
 
     /// Returns the message and the whole chain of causes on one line.
     #[must_use]
     pub fn to_line(&self) -> String {
-        match &self.source {
-            Some(source) => format!("{}: {source:#}", self.message),
-            None => self.message.clone(),
+        match &self.0.source {
+            Some(source) => format!("{}: {source:#}", self.0.message),
+            None => self.0.message.clone(),
         }
     }
 
@@ -156,21 +156,22 @@ impl RunnerError {
     }
 
     fn bare(kind: RunnerErrorKind, message: String) -> Self {
-        Self {
-            kind,
-            message,
-            source: None,
-            retry: kind == RunnerErrorKind::Infrastructure,
-            exit_code: None,
-            usage: None,
-        }
+        let retry = kind == RunnerErrorKind::Infrastructure;
+        Self(Box::new(Parts { kind, message, source: None, retry, exit_code: None, usage: None }))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Parts)) -> Self {
+        change(&mut self.0);
+        self
     }
 }
 
 /// An error of the infrastructure, or the runner's own error if it is one: for `?` in runners.
 impl From<anyhow::Error> for RunnerError {
     fn from(error: anyhow::Error) -> Self {
-        error.downcast().unwrap_or_else(|error| Self { message: FAILED.into(), ..Self::infrastructure(FAILED, error) })
+        error
+            .downcast()
+            .unwrap_or_else(|error| Self::infrastructure(FAILED, error).with(|parts| parts.message = FAILED.into()))
     }
 }
 
@@ -192,13 +193,13 @@ impl BlockingError for RunnerError {
 
 impl fmt::Display for RunnerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl std::error::Error for RunnerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
+        self.0.source.as_ref().map(|source| &**source as &(dyn std::error::Error + 'static))
     }
 }
 
