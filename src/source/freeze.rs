@@ -14,7 +14,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
@@ -53,7 +53,7 @@ pub fn freeze(
     times: SourceTimes,
     abandoned: &AtomicBool,
 ) -> Result<FrozenSource, StoreError> {
-    freeze_until_stable(store, dir, (times, LayerState::Intact), abandoned)
+    freeze_until_stable(store, dir, (times, LayerState::Intact), abandoned).map(|(frozen, _)| frozen)
 }
 
 /// What is known about the layers of a source.
@@ -76,13 +76,14 @@ impl LayerState {
 }
 
 /// Freezes the tree at `dir`, and starts again if it changes in the meantime. Unless `state` requires it, no
-/// layer is looked at that is in the store already.
+/// layer is looked at that is in the store already. Also returns the manifest, in which times of directories
+/// may be later than in the store's.
 pub(super) fn freeze_until_stable(
     store: &Store,
     dir: &Path,
     (times, state): (SourceTimes, LayerState),
     abandoned: &AtomicBool,
-) -> Result<FrozenSource, StoreError> {
+) -> Result<(FrozenSource, Arc<Manifest>), StoreError> {
     let no_source = || StoreError::NoSource { path: dir.into() };
     let source = dir.canonicalize().map_err(|_| no_source())?;
     if !source.is_dir() {
@@ -100,7 +101,11 @@ pub(super) fn freeze_until_stable(
     }
 }
 
-fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> Result<FrozenSource, StoreError> {
+fn freeze_once(
+    store: &Store,
+    reader: &SourceReader<'_>,
+    state: LayerState,
+) -> Result<(FrozenSource, Arc<Manifest>), StoreError> {
     let cache_path = StatCache::path(store.dir(), reader.source);
     let started = now();
     let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
@@ -118,14 +123,14 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
     // If the clock went backwards, times are meaningless.
     let trusted = cache.as_ref().filter(|cache| cache.started <= started);
     let known = Known::of(&tree, trusted);
-    let last = match last {
-        Some(last) if known.is_everything() => return Ok(last),
-        last => last,
+    let last = match (last, &cache) {
+        (Some(last), Some(cache)) if known.is_everything() => return Ok((last, Arc::clone(&cache.manifest))),
+        (last, _) => last,
     };
     let (manifest, stamps) = reader.read_unknown(&known)?;
     drop(tree);
     let (id, weight) = (manifest.id(), Weight::default());
-    let new = StatCache { last: id, started, times: reader.times, manifest, stamps, weight };
+    let new = StatCache { last: id, started, times: reader.times, manifest: Arc::new(manifest), stamps, weight };
     let find_or_add = || -> Result<(FrozenSource, Weight), StoreError> {
         let known_weight = cache.as_ref().map(|cache| cache.weight).unwrap_or_default();
         if let Some(frozen) = state.find(store, &new.last, reader.times)? {
@@ -139,7 +144,7 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
         let last = if matches!(shown, Some(Err(_))) { None } else { last };
         let shown = shown.and_then(Result::ok);
         let last = last.zip(cache.as_ref()).map(|(frozen, cache)| {
-            let manifest = shown.as_ref().unwrap_or(&cache.manifest);
+            let manifest = shown.as_ref().unwrap_or(&*cache.manifest);
             LastSource { frozen, manifest, weight: known_weight }
         });
         add_source(store, reader, &new, last.as_ref())
@@ -153,7 +158,7 @@ fn freeze_once(store: &Store, reader: &SourceReader<'_>, state: LayerState) -> R
     if let Err(error) = encoded.save(weight, store, &cache_path) {
         tracing::warn!(%error, "failed to write the stat cache; the next run must read all files again");
     }
-    Ok(frozen)
+    Ok((frozen, new.manifest))
 }
 
 /// Adds a source that is not in the store. The layers of the last one need not be intact.

@@ -14,10 +14,10 @@
 
 use std::{cmp::Ordering, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path};
 
+use super::sealed::{UnsealedFile, i64_of, take, u32_of, u64_of, unseal};
 use crate::store::{SourceId, StoreError, error::IoContext};
 
 const HEADER: &[u8] = b"hm-exec manifest 2\n";
-const CHECKSUM_BYTES: usize = 4;
 
 /// The prefix that is hashed into the ids of sources. Changing it gives every source another id.
 const ID_DOMAIN: &[u8] = b"hm-exec source 1\n";
@@ -232,17 +232,18 @@ impl Manifest {
         to.extend((self.records.len() as u64).to_le_bytes());
         to.extend((self.names.len() as u64).to_le_bytes());
         for entry in self.entries() {
-            to.extend((entry.mode | type_bits(&entry.kind)).to_le_bytes());
-            to.extend(length(entry.path).to_le_bytes());
-            to.extend(entry.mtime.0.to_le_bytes());
-            to.extend(entry.mtime.1.to_le_bytes());
-            match entry.kind {
-                EntryKind::Directory => to.extend(0_u64.to_le_bytes()),
-                EntryKind::File { size_bytes, hash } => {
-                    to.extend(size_bytes.to_le_bytes());
-                    to.extend(hash);
-                }
-                EntryKind::Symlink { target } => to.extend((target.len() as u64).to_le_bytes()),
+            let extent = match entry.kind {
+                EntryKind::Directory => 0,
+                EntryKind::File { size_bytes, .. } => size_bytes,
+                EntryKind::Symlink { target } => target.len() as u64,
+            };
+            to.extend_from_slice(&(entry.mode | type_bits(&entry.kind)).to_le_bytes());
+            to.extend_from_slice(&length(entry.path).to_le_bytes());
+            to.extend_from_slice(&entry.mtime.0.to_le_bytes());
+            to.extend_from_slice(&entry.mtime.1.to_le_bytes());
+            to.extend_from_slice(&extent.to_le_bytes());
+            if let EntryKind::File { hash, .. } = entry.kind {
+                to.extend_from_slice(hash);
             }
         }
         to.extend_from_slice(&self.names);
@@ -324,56 +325,16 @@ impl std::fmt::Debug for Manifest {
 
 /// Orders paths name by name, so that a directory's contents follow it directly.
 pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
+    // Two trees have most paths in common, and this compares many bytes at once.
+    if a == b {
+        return Ordering::Equal;
+    }
     match a.iter().zip(b).find(|(a, b)| a != b) {
         None => a.len().cmp(&b.len()),
         Some((b'/', _)) => Ordering::Less,
         Some((_, b'/')) => Ordering::Greater,
         Some((a, b)) => a.cmp(b),
     }
-}
-
-/// A file under construction: a header, the body's checksum, and the body.
-pub(super) struct UnsealedFile {
-    pub(super) bytes: Vec<u8>,
-    body: usize,
-}
-
-impl UnsealedFile {
-    pub(super) fn new(header: &[u8]) -> Self {
-        let bytes = [header, &[0; CHECKSUM_BYTES]].concat();
-        Self { body: bytes.len(), bytes }
-    }
-
-    pub(super) fn seal(mut self) -> Vec<u8> {
-        let checksum = crc32fast::hash(&self.bytes[self.body..]).to_le_bytes();
-        self.bytes[self.body - CHECKSUM_BYTES..self.body].copy_from_slice(&checksum);
-        self.bytes
-    }
-}
-
-/// Returns the body of a sealed file, or `None` if it is damaged or of another version.
-pub(super) fn unseal<'a>(header: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
-    let mut rest = bytes.strip_prefix(header)?;
-    let checksum = u32_of(&mut rest)?;
-    (crc32fast::hash(rest) == checksum).then_some(rest)
-}
-
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, rest) = bytes.split_first_chunk::<N>()?;
-    *bytes = rest;
-    Some(*taken)
-}
-
-pub(super) fn u32_of(bytes: &mut &[u8]) -> Option<u32> {
-    take(bytes).map(u32::from_le_bytes)
-}
-
-pub(super) fn u64_of(bytes: &mut &[u8]) -> Option<u64> {
-    take(bytes).map(u64::from_le_bytes)
-}
-
-pub(super) fn i64_of(bytes: &mut &[u8]) -> Option<i64> {
-    take(bytes).map(i64::from_le_bytes)
 }
 
 fn type_bits(kind: &EntryKind<'_>) -> u32 {

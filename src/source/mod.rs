@@ -18,6 +18,7 @@ mod path_digests;
 mod read;
 mod run_source;
 mod scan;
+mod sealed;
 mod shown_times;
 mod stat_cache;
 mod tar;
@@ -29,6 +30,8 @@ mod walk;
 mod weight;
 pub(crate) mod workspace;
 mod write;
+
+use std::{sync::LazyLock, thread};
 
 pub use delta::delta;
 pub(crate) use delta::{SourceDelta, delta_with_caches};
@@ -46,7 +49,9 @@ pub use times::SourceTimes;
 
 /// Returns the number of threads that read or walk a tree.
 fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+    // To find out reads several files of control groups.
+    static THREADS: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from).min(8));
+    *THREADS
 }
 
 /// Returns work for another thread that logs as the current thread does.

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
-    sync::atomic::AtomicBool,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use super::{
@@ -32,17 +32,17 @@ pub(super) const PIPELINES: &str = ".hm";
 const MAX_LINKS: usize = 40;
 
 /// Returns the digest of what each of `patterns` matches in a frozen source of the directory `checkout`,
-/// or `None` for a pattern that matches nothing. Blocks.
+/// or `None` for a pattern that matches nothing. The source's manifest is read unless it is given. Blocks.
 ///
 /// # Errors
 /// Returns an error if the source's manifest, or the checkout's `.hm/`, cannot be read.
 pub(crate) fn path_digests(
     store: &Store,
-    source: &SourceId,
+    (source, mut frozen): (&SourceId, Option<Arc<Manifest>>),
     checkout: &Path,
     patterns: BTreeSet<String>,
 ) -> Result<BTreeMap<String, Option<[u8; 32]>>, StoreError> {
-    let (mut frozen, mut pipelines) = (None, None);
+    let mut pipelines = None;
     let mut digests = BTreeMap::new();
     for pattern in patterns {
         let names = names_of(&pattern);
@@ -55,7 +55,7 @@ pub(crate) fn path_digests(
             }
             _ => {
                 if frozen.is_none() {
-                    frozen = Some(Manifest::of(store, source)?);
+                    frozen = Some(Arc::new(Manifest::of(store, source)?));
                 }
                 frozen.as_ref().and_then(|manifest| digest(manifest, &names))
             }

@@ -16,10 +16,12 @@ use super::{
     early::note_need,
     freeze,
     freeze::{LayerState, freeze_until_stable},
+    manifest::Manifest,
 };
 use crate::{
     model::ArchiveId,
     store::{Lease, SourceId, Store, StoreError},
+    sync::Mutex,
 };
 
 /// A run's source tree, frozen when the first runner requests it.
@@ -42,6 +44,8 @@ pub(super) struct NamedSource {
     _lease: Lease,
     /// The source, once its layers were found intact.
     intact: OnceCell<Arc<FrozenSource>>,
+    /// The manifest, if only the name was asked for: who needs that looks at the files next.
+    manifest: Mutex<Option<Arc<Manifest>>>,
 }
 
 impl RunSource {
@@ -100,6 +104,12 @@ impl RunSource {
     /// As [`freeze`](Self::freeze).
     pub(crate) async fn name(&self, store: &Arc<Store>) -> Result<SourceId, StoreError> {
         Ok(self.named(store, LayerState::Recorded).await?.id.clone())
+    }
+
+    /// Returns the manifest of the tree, if naming it has left it in memory. The times of directories in it
+    /// may be later than what steps see. The next call returns `None`.
+    pub(crate) fn take_manifest(&self) -> Option<Arc<Manifest>> {
+        self.named.get()?.manifest.lock().take()
     }
 
     /// Returns the tree in the store, with layers that are intact. The first caller freezes it on a thread
@@ -189,10 +199,11 @@ impl Work {
 
     fn freeze(self, state: LayerState) -> Result<NamedSource, StoreError> {
         let lease = self.store.lease()?;
-        let frozen = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
-        let id = frozen.id.clone();
-        let intact = (state == LayerState::Intact).then(|| Arc::new(frozen));
-        Ok(NamedSource { id, store: self.store, _lease: lease, intact: OnceCell::new_with(intact) })
+        let (frozen, manifest) = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
+        let (id, is_intact) = (frozen.id.clone(), state == LayerState::Intact);
+        let manifest = Mutex::new((!is_intact).then_some(manifest));
+        let intact = OnceCell::new_with(is_intact.then(|| Arc::new(frozen)));
+        Ok(NamedSource { id, store: self.store, _lease: lease, intact, manifest })
     }
 }
 

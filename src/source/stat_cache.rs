@@ -9,11 +9,13 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
-    manifest::{EntryKind, Manifest, ManifestEntry, Time, UnsealedFile, i64_of, u32_of, u64_of, unseal},
+    manifest::{EntryKind, Manifest, ManifestEntry, Time},
+    sealed::{UnsealedFile, i64_of, u32_of, u64_of, unseal},
     times::SourceTimes,
     walk::{FileKind, FileStatus},
     weight::Weight,
@@ -40,7 +42,7 @@ pub(super) struct StatCache {
     pub(super) started: Time,
     /// The times in the manifest.
     pub(super) times: SourceTimes,
-    pub(super) manifest: Manifest,
+    pub(super) manifest: Arc<Manifest>,
     /// The stamp of each entry of the manifest.
     pub(super) stamps: Vec<Stamp>,
     /// The weight of the deltas in that source's stack. It comes last because it is known last.
@@ -103,11 +105,11 @@ impl StatCache {
         body.push(u8::from(self.times == SourceTimes::Real));
         self.manifest.encode_body(body);
         for stamp in &self.stamps {
-            body.extend(stamp.device.to_le_bytes());
-            body.extend(stamp.inode.to_le_bytes());
+            body.extend_from_slice(&stamp.device.to_le_bytes());
+            body.extend_from_slice(&stamp.inode.to_le_bytes());
             for (seconds, nanoseconds) in [stamp.mtime, stamp.ctime] {
-                body.extend(seconds.to_le_bytes());
-                body.extend(nanoseconds.to_le_bytes());
+                body.extend_from_slice(&seconds.to_le_bytes());
+                body.extend_from_slice(&nanoseconds.to_le_bytes());
             }
         }
         EncodedCache(file)
@@ -134,6 +136,7 @@ impl StatCache {
             });
         }
         let weight = Weight { entries: u64_of(bytes)?, bytes: u64_of(bytes)? };
+        let manifest = Arc::new(manifest);
         bytes.is_empty().then_some(Self { last, started, times, manifest, stamps, weight })
     }
 
@@ -168,7 +171,7 @@ impl EncodedCache {
     pub(super) fn save(self, weight: Weight, store: &Store, path: &Path) -> Result<(), StoreError> {
         let dir = store.paths().stat_caches();
         make_dir(&dir)?;
-        store.instance().write_file(path, &self.finish(weight))?;
+        store.instance().replace_file(path, &self.finish(weight))?;
         let mut known = Vec::new();
         for entry in fs::read_dir(&dir).doing("list", &dir)? {
             let entry = entry.doing("list", &dir)?;
@@ -218,7 +221,7 @@ mod tests {
         let kind = EntryKind::File { size_bytes: seen.size_bytes, hash: &[7; 32] };
         manifest.push(ManifestEntry { path: b"f", mode: seen.mode, mtime: seen.mtime, kind });
         let (last, stamps) = (SourceId::parse(&"0".repeat(64)).unwrap(), vec![Stamp::of(seen)]);
-        let times = SourceTimes::Normal;
+        let (times, manifest) = (SourceTimes::Normal, Arc::new(manifest));
         StatCache { last, started, times, manifest, stamps, weight: Weight { entries: 1, bytes: 2 } }
     }
 

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use uuid::Uuid;
 
 use super::{
@@ -90,6 +90,22 @@ impl Instance {
         let tmp = self.new_tmp();
         write_new(&tmp, bytes)?;
         fs::rename(&tmp, path).doing("make", path)
+    }
+
+    /// Writes a file atomically, like [`write_file`](Self::write_file). After a loss of power it may be
+    /// incomplete even if there was a whole one before: this is for a file that has a checksum and can be
+    /// made again.
+    ///
+    /// Ext4 begins to write a file to the disk when it is renamed over another, which takes longer than all
+    /// the rest. It does not if both change places.
+    pub(crate) fn replace_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let tmp = self.new_tmp();
+        write_new(&tmp, bytes)?;
+        match rustix::fs::renameat_with(CWD, &tmp, CWD, path, RenameFlags::EXCHANGE) {
+            Ok(()) => fs::remove_file(&tmp).doing("remove", &tmp),
+            // There is none yet, or the filesystem cannot do it.
+            Err(_) => fs::rename(&tmp, path).doing("make", path),
+        }
     }
 
     /// Returns whether the process with that id still has the store open.

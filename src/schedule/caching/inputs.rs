@@ -86,7 +86,9 @@ impl<'a> Inputs<'a> {
         let id = archives.name(store).await.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
-        let looking = tokio::task::spawn_blocking(move || source::path_digests(&store, &id, &checkout, patterns));
+        let manifest = archives.take_manifest();
+        let looking =
+            tokio::task::spawn_blocking(move || source::path_digests(&store, (&id, manifest), &checkout, patterns));
         looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
     }
 }
