@@ -146,6 +146,8 @@ async fn service<'a>(
         cgroups: limited.procs(),
         group_views: limited.views(),
         memory_bytes: limits.memory.map(|memory| memory.bytes),
+        // Its pid 1 counts its own processes only, so the limit holds for each service and for the step.
+        watch: limited.watch(),
         own_names: limits.services.keys().cloned().collect(),
         secrets: arg.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         workdir: c_string("a service's work directory", workdir)?,
@@ -190,6 +192,8 @@ async fn run_with(
             }
             Ok(match ended.end {
                 End::Exited { code } => ServiceEnd::Exited(code),
+                End::OutOfMemory => ServiceEnd::OutOfMemory,
+                End::TooManyProcesses => ServiceEnd::TooManyProcesses,
                 _ => ServiceEnd::Killed,
             })
         };

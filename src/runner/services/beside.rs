@@ -21,6 +21,10 @@ pub(in crate::runner) enum ServiceEnd {
     Exited(i32),
     /// It was killed.
     Killed,
+    /// It exceeded the memory limit of its step.
+    OutOfMemory,
+    /// It exceeded the limit on processes of its step.
+    TooManyProcesses,
 }
 
 /// A service that is about to start. Its attempt runs until the service has ended, and ends it when
@@ -178,6 +182,8 @@ impl ServiceReport {
         let how = match end {
             ServiceEnd::Exited(code) => format!("exited with {code}"),
             ServiceEnd::Killed => "was killed".to_owned(),
+            ServiceEnd::OutOfMemory => "exceeded the memory limit of its step".to_owned(),
+            ServiceEnd::TooManyProcesses => "exceeded the limit on processes of its step".to_owned(),
         };
         let what = format!("service `{name}` {how} before the step had ended");
         Self { what, advice: None, last_lines: output.last() }

@@ -311,3 +311,18 @@ fn a_service_does_not_listen_to_what_the_step_sends() {
     let ended = run(&project, open, &service).expect(0);
     assert!(has_line(&ended, "step | [db] refused") && has_line(&ended, "step | open"), "{}", ended.stdout);
 }
+
+#[test]
+fn a_service_above_the_memory_limit_of_its_step_fails_the_step() {
+    if !usable_program("python3") {
+        return;
+    }
+    let project = Project::new();
+    let greedy = "exec python3 -c 'import time; x = b\"x\" * (400 << 20); time.sleep(100)'";
+    let args = json!({ "memory": "100m", "services": { "db": { "image": "host", "cmd": greedy } } });
+    pipeline(&project, &[("step", "sleep 100", json!({ "runner_args": args }))], &json!([]));
+    let ended = ended(&project).expect(1);
+    // By the control group that it shares with the step, or else by its own pid 1.
+    let ways = ["service `db` exited with 137", "service `db` exceeded the memory limit of its step"];
+    assert!(ways.iter().any(|way| ended.stdout.contains(way)), "{ended:?}");
+}
