@@ -84,7 +84,7 @@ async fn one_step(bench: &Bench, port: u16) {
         "for n in 1 2 3 4 5 6 7 8 9 10; do exec 3<> /dev/tcp/10.0.2.2/{port}; echo $n >&3; read -r got <&3; \
          test $n = $got || exit 1; exec 3>&-; done; \
          (exec 3<> /dev/tcp/10.0.2.2/9) 2> /dev/null; (exec 3<> /dev/tcp/127.0.0.1/9) 2> /dev/null; \
-         exec 4<> /dev/udp/10.0.2.2/{port}; echo datagram >&4; read -r got <&4; test $got = datagram || exit 1; \
+         exec 4<> /dev/udp/10.0.2.2/{port}; echo datagram >&4; got=$(head -c 8 <&4); test $got = datagram || exit 1; \
          exec 5<> /dev/tcp/10.0.2.2/{port}; exit 0"
     );
     let mut ask = Ask::new(format!("bash -c '{cmd}'")).args(json!({ "network": "private", "host_ports": [port] }));
