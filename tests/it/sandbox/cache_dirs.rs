@@ -279,8 +279,7 @@ fn an_edit_of_the_same_size_is_compiled_again_by_cargo() {
     // The toolchain itself: what is in PATH may choose one by files of the user, which steps do not see.
     let found = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = found.map(|found| String::from_utf8(found.stdout).unwrap().trim().to_owned()).unwrap_or_default();
-    if !usable("cargo", Path::new(&sysroot).join("bin/cargo").is_file(), "no toolchain has it")
-        || !usable_program("cc")
+    if !usable("cargo", Path::new(&sysroot).join("bin/cargo").is_file(), "no toolchain has it") || !usable_program("cc")
     {
         return;
     }

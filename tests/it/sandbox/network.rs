@@ -254,7 +254,8 @@ async fn a_step_that_waits_for_silent_destinations_ends_when_it_is_cancelled() {
 
 #[tokio::test]
 async fn packets_to_the_engine_are_not_paced() {
-    let code = "for name in ['tcp_congestion_control', 'tcp_wmem']: print(open('/proc/sys/net/ipv4/' + name).read().split())";
+    let code =
+        "for name in ['tcp_congestion_control', 'tcp_wmem']: print(open('/proc/sys/net/ipv4/' + name).read().split())";
     let output = passes(&Bench::new(), python(code, &[])).await;
     assert_eq!(output, "['reno']\n['4096', '16384', '786432']\n");
 }
