@@ -1,9 +1,6 @@
 //! A run as one struct: what its journal has of its steps, without their output.
 
-use std::{
-    path::Path,
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use chrono::{DateTime, Utc};
 
