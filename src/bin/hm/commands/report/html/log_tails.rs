@@ -278,9 +278,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, b"first\n\x1b[31mred\x1b[2J\nslow\rfast\n\xff").unwrap();
-        let tail = LogTail { step: StepIndex(0), attempt: 1, path, size: 32, from: 0 };
+        let tail = LogTail { step: StepIndex(0), attempt: 1, path, size: 30, from: 0 };
         let piece = |offset, is_error, second| Piece { offset, is_error, second };
-        let pieces = [piece(0, false, 0), piece(6, true, 0), piece(20, false, 2)];
+        let pieces = [piece(0, false, 0), piece(6, true, 0), piece(19, false, 2)];
         let all = lines(&tail, 0, &pieces).unwrap();
         assert_eq!(all.lines[..3], ["first", "\u{1b}[31mred\u{1b}[0m", "fast"]);
         assert_eq!((&all.err[..], &all.at[..], all.cut), (&[1, 1][..], &[0, 0, 2, 2][..], 0));
