@@ -37,4 +37,4 @@ pub(crate) use traces::DIR as TRACES;
 #[cfg(feature = "sandbox")]
 pub(crate) use traces::path as trace_path;
 pub use traces::{CheckedInputs, StepTrace, check_inputs, declared_inputs, trace_of};
-pub use why::{Explanation, WhyError, explain, key_of};
+pub use why::{Explainer, Explanation, WhyError, explain, key_of};

@@ -17,10 +17,11 @@ use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
     cache::{self, BuildCache, BuildFacts, Cache, Prediction, ProjectId},
-    event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, StepMeta},
+    event::{self, EventBus, EventStream, EventWriter, PlanDetails, PlanSummary, RunDir, RunMeta, StepMeta},
+    ir::EdgeKind,
     jail,
     model::{ArchiveId, BuildRef, StepIndex},
-    plan::{BindOptions, BoundPlan, BoundStep, bind},
+    plan::{BindOptions, BoundPlan, BoundService, BoundStep, bind},
     runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
     schedule::{self, Build, CachingScope, MemoryRules},
     source::RunSource,
@@ -286,6 +287,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             steps: plan.dag.steps().map(|step| step_meta(plan, step)).collect(),
             runners: plan.runners.iter().map(|runner| Arc::clone(&runner.name)).collect(),
             server: None,
+            details: plan_details(plan),
         };
         event::create(dir, meta, &request.secrets)
             .map_err(|source| BackendError::Local { doing: format!("open the run's journal {place}"), source })
@@ -298,6 +300,17 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             .or_else(|| self.plan.runners.iter().find(|runner| runner.is_default).map(|runner| &*runner.name))
             .unwrap_or_default()
     }
+}
+
+fn plan_details(plan: &BoundPlan) -> PlanDetails {
+    let mut details = PlanDetails::default();
+    for step in plan.dag.steps() {
+        let parents = plan.dag.parents(step).iter().filter(|link| link.kind == EdgeKind::DependsOn);
+        details.depends_on.extend(parents.map(|link| (link.step, step)));
+    }
+    let names = |services: &[BoundService]| services.iter().map(|service| Arc::clone(&service.name)).collect();
+    details.services = plan.services.iter().map(|(step, services)| (*step, names(services))).collect();
+    details
 }
 
 fn step_meta(plan: &BoundPlan, step: StepIndex) -> StepMeta {

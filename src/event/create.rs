@@ -106,6 +106,7 @@ mod tests {
             steps: vec![],
             runners: vec![],
             server: None,
+            details: Default::default(),
         };
         let (writer, bus, events) = create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
         let dir: Box<Path> = events.dir().into();

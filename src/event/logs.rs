@@ -3,6 +3,7 @@
 //! Writers and readers keep a bounded number of files open, however many attempts there are.
 
 use std::{
+    collections::BTreeMap,
     fs::{DirBuilder, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
@@ -54,21 +55,45 @@ fn log_path(logs: &Path, step: u32, attempt: u32) -> PathBuf {
 /// # Errors
 /// Returns an error if the directory cannot be read.
 pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<PathBuf>> {
-    let logs = logs_path(dir.as_ref());
     let mut last = None;
-    for entry in std::fs::read_dir(&logs)? {
+    each_log(&logs_path(dir.as_ref()), |of, attempt| {
+        if of == step {
+            last = last.max(Some(attempt));
+        }
+    })?;
+    Ok(last.map(|attempt| log_path(&logs_path(dir.as_ref()), step.0, attempt)))
+}
+
+/// Returns the logs of the run in `dir`, by step and attempt. Attempts that printed nothing have none. Read
+/// them with [`LogFile::open`], because they may be compressed.
+///
+/// # Errors
+/// Returns an error if the directory cannot be read.
+pub fn log_files(dir: impl AsRef<Path>) -> io::Result<BTreeMap<(StepIndex, u32), PathBuf>> {
+    let logs = logs_path(dir.as_ref());
+    let mut found = BTreeMap::new();
+    each_log(&logs, |step, attempt| {
+        found.insert((step, attempt), log_path(&logs, step.0, attempt));
+    })?;
+    Ok(found)
+}
+
+/// Calls `show` with the step and the attempt of each log in a directory of logs. A log that is being
+/// compressed may be shown twice.
+fn each_log(logs: &Path, mut show: impl FnMut(StepIndex, u32)) -> io::Result<()> {
+    for entry in std::fs::read_dir(logs)? {
         let name = entry?.file_name();
-        let attempt = name.to_str().and_then(|name| {
+        let numbers = name.to_str().and_then(|name| {
             let name = name.strip_suffix(".zst").unwrap_or(name);
             name.strip_suffix(".log")?.split_once('-')
         });
-        if let Some((number, attempt)) = attempt
-            && number.parse() == Ok(step.0)
+        if let Some((step, attempt)) = numbers
+            && let (Ok(step), Ok(attempt)) = (step.parse(), attempt.parse())
         {
-            last = last.max(attempt.parse::<u32>().ok());
+            show(StepIndex(step), attempt);
         }
     }
-    Ok(last.map(|attempt| log_path(&logs, step.0, attempt)))
+    Ok(())
 }
 
 /// Compresses the long logs of the run in `dir`, a [`RunDir::Kept`](super::RunDir::Kept), if the run has

@@ -26,6 +26,19 @@ pub struct RunMeta {
     /// What a server says about the run, if it runs there. In the journal it follows the other fields.
     #[serde(skip)]
     pub server: Option<ServerRun>,
+    /// What reports show of the plan besides its steps. In the journal it follows what a server says.
+    #[serde(skip)]
+    pub details: PlanDetails,
+}
+
+/// What reports show of a plan besides its steps.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PlanDetails {
+    /// The `depends_on` edges: a step, and a step that waits for it.
+    pub depends_on: Vec<(StepIndex, StepIndex)>,
+    /// The names of the services of the steps that have some.
+    pub services: Vec<(StepIndex, Vec<Arc<str>>)>,
 }
 
 /// What a server says about a run.

@@ -13,7 +13,7 @@
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheMissReason, RunMeta, StdStream, connections::ConnectionFields};
+use super::{CacheMissReason, PlanDetails, RunMeta, ServerRun, StdStream, connections::ConnectionFields};
 use crate::model::{BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
@@ -147,15 +147,27 @@ impl<'a> Record<'a> {
 
 /// Appends a run's header to `buffer` as one frame. On failure the buffer is unchanged.
 pub(super) fn encode_header(buffer: &mut Vec<u8>, meta: &RunMeta) -> Result<(), postcard::Error> {
-    let server = meta.server.as_ref().map(postcard::to_stdvec).transpose()?.unwrap_or_default();
-    encode_with(buffer, meta, &server)
+    let mut trailing = meta.server.as_ref().map(postcard::to_stdvec).transpose()?.unwrap_or_default();
+    if meta.details != PlanDetails::default() {
+        if trailing.is_empty() {
+            // No server is one that says nothing.
+            trailing = postcard::to_stdvec(&ServerRun::default())?;
+        }
+        trailing = postcard::to_extend(&meta.details, trailing)?;
+    }
+    encode_with(buffer, meta, &trailing)
 }
 
 /// Decodes a header's payload. Any bytes after the known fields belong to a later version.
 pub(super) fn decode_header(payload: &[u8]) -> Result<RunMeta, postcard::Error> {
-    let (mut meta, server) = postcard::take_from_bytes::<RunMeta>(payload)?;
-    if !server.is_empty() {
-        meta.server = Some(postcard::take_from_bytes(server)?.0);
+    let (mut meta, trailing) = postcard::take_from_bytes::<RunMeta>(payload)?;
+    if trailing.is_empty() {
+        return Ok(meta);
+    }
+    let (server, details) = postcard::take_from_bytes(trailing)?;
+    meta.server = Some(server).filter(|server| *server != ServerRun::default());
+    if !details.is_empty() {
+        meta.details = postcard::take_from_bytes(details)?.0;
     }
     Ok(meta)
 }

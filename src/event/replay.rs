@@ -18,9 +18,9 @@ use super::{
         FORMAT_VERSION, FRAME_HEADER_BYTES, MAGIC, MAX_HEADER_BYTES, PREAMBLE_BYTES, Record, decode_header,
         step_status_of,
     },
-    trailing::{decode_end, decode_retry},
+    trailing::decode_end,
 };
-use crate::model::{ArtifactRef, SnapshotRef, StepStatus};
+use crate::model::StepStatus;
 
 /// Opens the journal of a run in `dir`, the run's [`RunDir::Kept`](super::RunDir::Kept). If the run is still
 /// active, events that it writes later are not seen.
@@ -86,12 +86,6 @@ pub fn step_costs(dir: impl AsRef<Path>) -> Result<BTreeMap<Arc<str>, StepCost>,
     Ok(costs)
 }
 
-/// Returns the status of a step's end, if it is known. Unreadable trailing fields refine nothing.
-fn refined_status(code: u8, trailing: &[u8]) -> Option<StepStatus> {
-    let status = step_status_of(code)?;
-    Some(decode_end(trailing).map_or(status, |fields| fields.refine(status)))
-}
-
 /// Calls `show` with the run's constant data and each record of the journal in `dir`, until it returns false.
 /// Unreadable parts of a truncated journal are left out.
 pub(super) fn records(dir: &Path, mut show: impl FnMut(&RunMeta, Record<'_>) -> bool) -> Result<(), JournalError> {
@@ -105,100 +99,6 @@ pub(super) fn records(dir: &Path, mut show: impl FnMut(&RunMeta, Record<'_>) -> 
         }
     }
     Ok(())
-}
-
-/// The state of a step in a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StepRecord {
-    /// The step's key.
-    pub key: Arc<str>,
-    /// The name that is displayed to users: the label, or the start of the command.
-    pub display_name: Arc<str>,
-    /// The runner's name.
-    pub runner: Arc<str>,
-    /// The result. `None` if it is not in the journal: the step still runs, or `hm` was killed.
-    pub status: Option<StepStatus>,
-    /// The exit code, as in [`BuildEvent::StepEnd`].
-    pub exit_code: Option<i32>,
-    /// The snapshot that the step committed, or that was found in the cache.
-    pub snapshot: Option<SnapshotRef>,
-    /// The last attempt, from 1; 0 if none was started or the step has not ended.
-    pub attempts: u32,
-    /// When its first attempt started, in milliseconds since the start of the run. `None` if none did.
-    pub started_ms: Option<u64>,
-    /// The time from the start of the first attempt to the step's end, in milliseconds. `None` if it has not
-    /// ended.
-    pub duration_ms: Option<u64>,
-    /// The reason for the result, if the status alone does not show it.
-    pub message: Option<Arc<str>>,
-    /// The attempts whose command failed and that were followed by another, and their exit codes.
-    pub failed_attempts: Vec<(u32, i32)>,
-    /// Its artifacts, such as outputs.
-    pub artifacts: Vec<ArtifactRef>,
-}
-
-/// Returns the state of each step of the run in `dir`, in the order of the plan. Logs are not read.
-/// Unreadable parts of a truncated journal are left out.
-///
-/// # Errors
-/// Returns the same errors as [`open`].
-pub fn step_records(dir: impl AsRef<Path>) -> Result<Vec<StepRecord>, JournalError> {
-    let dir = dir.as_ref();
-    let journal = OpenJournal::open(dir)?;
-    let mut frames = Frames::new(journal_path(dir), journal.first_record);
-    let runner = |index: u16| journal.meta.runners.get(usize::from(index)).cloned().unwrap_or_default();
-    let steps = journal.meta.steps.iter();
-    let mut records: Vec<StepRecord> = steps
-        .map(|step| StepRecord {
-            key: Arc::clone(&step.key),
-            display_name: Arc::clone(&step.display_name),
-            runner: runner(step.runner),
-            status: None,
-            exit_code: None,
-            snapshot: None,
-            attempts: 0,
-            started_ms: None,
-            duration_ms: None,
-            message: None,
-            failed_attempts: Vec::new(),
-            artifacts: Vec::new(),
-        })
-        .collect();
-    while let Ok(Some(payload)) = frames.next(&journal.file, journal.len) {
-        match Record::decode(payload) {
-            Ok(Record::StepCacheHit { step, tag, .. }) => {
-                if let Some(record) = records.get_mut(step as usize) {
-                    record.snapshot = Some(SnapshotRef::from(tag));
-                }
-            }
-            Ok(Record::StepStart { at_ms, step, .. }) => {
-                if let Some(record) = records.get_mut(step as usize) {
-                    record.started_ms.get_or_insert(at_ms);
-                }
-            }
-            Ok(Record::StepRetry { step, attempt, trailing, .. }) => {
-                if let (Some(record), Ok(Some(code))) = (records.get_mut(step as usize), decode_retry(trailing)) {
-                    record.failed_attempts.push((attempt, code));
-                }
-            }
-            Ok(Record::StepEnd {
-                step, attempt, status, exit_code, duration_ms, snapshot, message, trailing, ..
-            }) => {
-                if let Some(record) = records.get_mut(step as usize) {
-                    record.status = refined_status(status, trailing);
-                    record.attempts = attempt;
-                    record.duration_ms = Some(duration_ms);
-                    record.message = message.map(Arc::from);
-                    record.exit_code = Some(exit_code);
-                    record.artifacts = decode_end(trailing).map(|fields| fields.artifacts).unwrap_or_default();
-                    record.snapshot = snapshot.map(SnapshotRef::from).or(record.snapshot.take());
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(records)
 }
 
 /// The events of a run that is over: an iterator over the same events that a live reader saw.

@@ -104,7 +104,7 @@ impl From<Vec<Uuid>> for StepIds {
 }
 
 impl From<RunMeta> for RunTable {
-    fn from(RunMeta { build, plan, started_at, mut steps, runners, server }: RunMeta) -> Self {
+    fn from(RunMeta { build, plan, started_at, mut steps, runners, server, .. }: RunMeta) -> Self {
         let len = steps.len();
         let ServerRun { watch_url, step_ids } = server.unwrap_or_default();
         let mut table = Self {

@@ -283,6 +283,7 @@ pub(super) mod tests {
             steps: Vec::new(),
             runners: vec!["cloud".into()],
             server: None,
+            details: Default::default(),
         };
         let (writer, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::default()).unwrap();
         let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));

@@ -65,6 +65,7 @@ pub(super) fn journal(plan: &BoundPlan) -> (EventWriter, EventBus) {
         steps: plan.steps.iter().map(|bound| step(&bound.step.key)).collect(),
         runners: vec!["noop".into()],
         server: None,
+        details: Default::default(),
     };
     let (writer, bus, _) = event::create(RunDir::Temporary, meta, &Secrets::new()).unwrap();
     (writer, bus)

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     backend::BackendError,
-    event::{self, EventBus, EventStream, EventWriter, PlanSummary, RunDir, RunMeta, ServerRun, StepMeta},
+    event::{self, EventBus, EventStream, EventWriter, PlanDetails, PlanSummary, RunDir, RunMeta, ServerRun, StepMeta},
     model::{BuildRef, BuildStatus, Secrets, StepIndex},
     outcome::BuildOutcome,
     plan::Plan,
@@ -257,6 +257,7 @@ impl Watched {
                 watch_url: Some(self.watch_url()),
                 step_ids: jobs.iter().map(|job| job.id).collect(),
             }),
+            details: PlanDetails::default(),
         };
         event::create(dir, meta, &secrets)
             .map_err(|source| ServiceError::Local { doing: "open the run's journal".into(), source })

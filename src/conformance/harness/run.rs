@@ -60,6 +60,7 @@ impl Run {
             steps: (0..STEPS).map(meta).collect(),
             runners: vec![harness.runner.name().into()],
             server: None,
+            details: Default::default(),
         };
         let (writer, bus, events) = event::create(RunDir::Temporary, meta, &secrets)?;
         let archives = Arc::new(RunSource::new(ArchiveId(id), harness.source()));

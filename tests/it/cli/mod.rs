@@ -33,6 +33,7 @@ mod remote_cache;
 mod remote_run;
 mod rendering;
 mod report;
+mod report_page;
 mod runs;
 mod saved_cache;
 mod shell;

@@ -5,6 +5,7 @@
 pub(crate) mod actions;
 pub(crate) mod attempt;
 pub(crate) mod backends;
+pub(crate) mod browser;
 pub(crate) mod buildgrid;
 pub(crate) mod database;
 pub(crate) mod docker;

@@ -26,5 +26,6 @@ pub(crate) fn run_meta(run_id: Uuid, steps: u32) -> RunMeta {
         steps: (0..steps).map(step).collect(),
         runners: vec!["noop".into()],
         server: None,
+        details: Default::default(),
     }
 }

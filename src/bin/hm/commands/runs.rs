@@ -62,7 +62,7 @@ struct ShownRun {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum RunResult {
+pub(super) enum RunResult {
     Passed,
     Failed,
     TimedOut,
@@ -74,7 +74,7 @@ enum RunResult {
 }
 
 impl RunResult {
-    fn of(store: &Store, run: &Run) -> Self {
+    pub(super) fn of(store: &Store, run: &Run) -> Self {
         let is = |status: BuildStatus| run.exit_code == Some(status.exit_code());
         match run.exit_code {
             // Without a journal there is nothing that still runs.

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
 }
 
-fn as_text(explanation: &Explanation, step: &StepRecord) -> String {
+pub(super) fn as_text(explanation: &Explanation, step: &StepRecord) -> String {
     let name = text::clean(&explanation.step);
     let mut out = match &explanation.verdict {
         None => format!("{name}: not cached: {}\n", why_not_looked_up(step)),

@@ -18,7 +18,7 @@ const MAX_ATTACHMENTS: usize = 100;
 
 /// Returns the report.
 pub(super) fn xml(report: &Report<'_>) -> Outcome<String> {
-    let Report { run, steps, .. } = report;
+    let (run, steps) = (report.run, &report.record.steps);
     let count = |kind: Kind| steps.iter().filter(|step| Kind::of(step) == kind).count();
     let (tests, failures, errors, skipped) =
         (steps.len(), count(Kind::Failure), count(Kind::Error), count(Kind::Skipped));

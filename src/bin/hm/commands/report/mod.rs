@@ -1,16 +1,21 @@
 //! `hm report`.
 
+mod html;
 mod junit;
 mod trace;
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fs::{self, File, Permissions},
+    io::{self, BufWriter, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use hm_exec::{
-    event::{self, LogFile, StepRecord},
+    cache::Explainer,
+    event::{self, LogFile, RunRecord},
     plan::StepIndex,
     store::{Run, Store},
 };
@@ -18,16 +23,22 @@ use hm_exec::{
 use super::logs;
 use crate::{
     failure::{Failure, Outcome},
-    find_step::{find_run, last_run, run_with_id, steps_of},
+    find_step::{find_run, last_run, run_with_id},
     store,
 };
 
 const LONG_HELP: &str = "\
 Examples:
-  hm report --junit report.xml             write the last run for programs that read test reports
-  hm report 3fa2 --trace trace.json        write a timeline of an earlier run for ui.perfetto.dev";
+  hm report --html report.html             write the last run as a page for a browser
+  hm report --junit report.xml             write it for programs that read test reports
+  hm report 3fa2 --trace trace.json        write a timeline of an earlier run for ui.perfetto.dev
 
-/// Write a report of a run, for other programs
+A page is one file that needs no network. It has the ends of logs, so check who may read it.";
+
+/// The number of earlier runs with which a page compares cache keys.
+const COMPARED_RUNS: u32 = 10;
+
+/// Write a report of a run, for people or for other programs
 #[derive(Debug, clap::Args)]
 #[command(after_help = LONG_HELP, arg_required_else_help = true)]
 pub(crate) struct Args {
@@ -38,8 +49,12 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
+    /// Write a page for a browser: timeline, graph, logs, cache, tests (`-` for stdout)
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["junit", "trace"])]
+    html: Option<PathBuf>,
+
     /// Write each step as a test case, in the format of JUnit
-    #[arg(long, value_name = "FILE", required_unless_present = "trace")]
+    #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 
     /// Write when each step ran, in the format of Chrome's traces
@@ -51,50 +66,112 @@ pub(crate) struct Args {
 struct Report<'a> {
     store: &'a Store,
     run: &'a Run,
-    steps: &'a [StepRecord],
+    record: RunRecord,
+    logs: BTreeMap<(StepIndex, u32), PathBuf>,
+    /// `None` if the records of cache keys cannot be read.
+    explainer: Option<Explainer<'a>>,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
-    let (run, steps) = match &args.run {
-        None => last_run(&store, args.dir.as_deref())?,
-        Some(id) => match run_with_id(&store, id)? {
-            Some(run) => {
-                let steps = steps_of(&store, &run)?;
-                (run, steps)
-            }
-            // The error is that of `RUN/STEP`.
-            None => find_run(&store, &format!("{id}/"), args.dir.as_deref()).and_then(|_| {
-                Err(Failure::input(format_args!("`{id}` is not a run")).hint("run `hm runs` to list the runs"))
-            })?,
-        },
-    };
-    let report = Report { store: &store, run: &run, steps: &steps };
+    let run = find(&store, args)?;
+    let report = Report::of(&store, &run)?;
+    let reports = [&args.html, &args.junit, &args.trace];
+    if reports.into_iter().flatten().filter(|path| is_stdout(path)).count() > 1 {
+        return Err(Failure::input("only one report can be written to stdout").hint("name files for the others"));
+    }
+    if let Some(path) = &args.html {
+        write(path, |out| html::write(&report, out))?;
+    }
     if let Some(path) = &args.junit {
-        write(path, &junit::xml(&report)?)?;
+        let xml = junit::xml(&report)?;
+        write(path, |out| out.write_all(xml.as_bytes()))?;
     }
     if let Some(path) = &args.trace {
-        write(path, &trace::json(&report)?)?;
+        let json = trace::json(&report)?;
+        write(path, |out| out.write_all(json.as_bytes()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(path: &Path, text: &str) -> Outcome<()> {
-    fs::write(path, text)
-        .map_err(|error| Failure::input(format_args!("failed to write {}", path.display())).because(error))
+/// Returns the run that the arguments name.
+fn find(store: &Store, args: &Args) -> Outcome<Run> {
+    let Some(id) = &args.run else { return last_run(store, args.dir.as_deref()).map(|(run, _)| run) };
+    match run_with_id(store, id)? {
+        Some(run) => Ok(run),
+        // The error is that of `RUN/STEP`.
+        None => find_run(store, &format!("{id}/"), args.dir.as_deref()).and_then(|_| {
+            Err(Failure::input(format_args!("`{id}` is not a run")).hint("run `hm runs` to list the runs"))
+        }),
+    }
 }
 
-impl Report<'_> {
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Writes a report. A reader of the file sees the whole report, or what was there before.
+fn write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Outcome<()> {
+    let written = if is_stdout(path) {
+        match buffered(io::stdout().lock(), write) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map(drop),
+        }
+    } else {
+        write_file(path, write)
+    };
+    let name = if is_stdout(path) { "to stdout".into() } else { path.display().to_string() };
+    written.map_err(|error| Failure::input(format_args!("failed to write {name}")).because(error))
+}
+
+fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    // A link stays one.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if fs::metadata(&target).is_ok_and(|metadata| !metadata.is_file()) {
+        // A pipe or a terminal, such as /dev/stdout. Opening a directory is an error.
+        return buffered(File::options().write(true).open(&target)?, write).map(drop);
+    }
+    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Others may read it as far as the user's mask allows, as any new file.
+    let builder = builder.prefix(".hm-report-").permissions(Permissions::from_mode(0o666));
+    let file = buffered(builder.tempfile_in(dir)?, write)?;
+    file.persist(&target).map(drop).map_err(|error| error.error)
+}
+
+/// Writes to `file` through a buffer, and returns the file.
+fn buffered<W: Write>(file: W, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
+    let mut out = BufWriter::with_capacity(256 << 10, file);
+    write(&mut out)?;
+    out.into_inner().map_err(io::IntoInnerError::into_error)
+}
+
+impl<'a> Report<'a> {
+    fn of(store: &'a Store, run: &'a Run) -> Outcome<Self> {
+        let dir = store.runs().dir(run.id);
+        let record = event::run_record(&dir).map_err(|error| {
+            Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
+                .because(error)
+                .hint("it may have been removed by garbage collection: run the pipeline again")
+        })?;
+        let logs = event::log_files(&dir).map_err(|error| Self::unreadable(run, error))?;
+        let explainer = Explainer::new(store, run, COMPARED_RUNS)
+            .inspect_err(|error| tracing::debug!(%error, "the report does not explain what was cached"));
+        Ok(Self { store, run, record, logs, explainer: explainer.ok() })
+    }
+
+    fn unreadable(run: &Run, error: io::Error) -> Failure {
+        Failure::infrastructure(format_args!("failed to read a log of run {}", run.id)).because(error)
+    }
+
     /// Returns the last lines of a step's output. Empty if there is none.
     fn last_lines(&self, index: usize, lines: usize, max_bytes: u64) -> Outcome<String> {
-        let Ok(index) = u32::try_from(index) else { return Ok(String::new()) };
-        let unreadable = |error: std::io::Error| {
-            Failure::infrastructure(format_args!("failed to read a log of run {}", self.run.id)).because(error)
-        };
-        let dir = self.store.runs().dir(self.run.id);
-        let Some(path) = event::last_log(dir, StepIndex(index)).map_err(unreadable)? else { return Ok(String::new()) };
+        let Ok(index) = u32::try_from(index).map(StepIndex) else { return Ok(String::new()) };
+        let unreadable = |error| Self::unreadable(self.run, error);
+        let last = self.logs.range((index, 0)..=(index, u32::MAX)).next_back();
+        let Some((_, path)) = last else { return Ok(String::new()) };
         let mut file = match LogFile::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
             file => file.map_err(unreadable)?,
         };
         logs::last_lines(&mut file, lines, max_bytes).map_err(unreadable)

@@ -11,7 +11,7 @@ use crate::{
 
 /// Returns the trace.
 pub(super) fn json(report: &Report<'_>) -> Outcome<String> {
-    let Report { run, steps, .. } = report;
+    let (run, steps) = (report.run, &report.record.steps);
     let mut events = vec![
         json!({ "ph": "M", "pid": 1, "tid": 0, "name": "process_name", "args": { "name": format!("hm {}", run.pipeline) } }),
     ];
