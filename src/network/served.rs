@@ -230,8 +230,8 @@ pub(super) async fn serve(
         }
     }
     let after = devices.counters.read();
-    // What the step sent last may still be in the device. On the machine's network, the kernel has it by
-    // then.
+    // Datagrams that the step sent last may still be in the device. On the machine's network, the kernel has
+    // them by then. Connections are reset, with what they have not passed on yet.
     for _ in 0..MAX_ROUNDS {
         if !served.handle_frames(Some(&mut tasks), &mut buffer)? {
             break;

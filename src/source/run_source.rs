@@ -44,7 +44,7 @@ pub(super) struct NamedSource {
     _lease: Lease,
     /// The source, once its layers were found intact.
     intact: OnceCell<Arc<FrozenSource>>,
-    /// The manifest, if only the name was asked for: who needs that looks at the files next.
+    /// The manifest, if only the name was asked for: who needs that often looks at the files next.
     manifest: Mutex<Option<Arc<Manifest>>>,
 }
 
@@ -123,14 +123,21 @@ impl RunSource {
     /// If all callers drop their futures, the work stops soon and leaves nothing behind.
     pub async fn freeze(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
         let named = self.named(store, LayerState::Intact).await?;
-        let intact = named.intact.get_or_try_init(|| self.check(store, &named.id)).await?;
-        Ok(Arc::clone(intact))
+        self.intact(named, store).await
     }
 
     /// Returns the tree in the store in which it was frozen first, or in `store`.
     pub(super) async fn freeze_anywhere(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
-        let NamedSource { id, store, intact, .. } = self.named(store, LayerState::Intact).await?;
-        Ok(Arc::clone(intact.get_or_try_init(|| self.check(store, id)).await?))
+        let named = self.named(store, LayerState::Intact).await?;
+        self.intact(named, &named.store).await
+    }
+
+    /// Returns a source whose layers are intact.
+    async fn intact(&self, named: &NamedSource, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
+        let intact = named.intact.get_or_try_init(|| self.check(store, &named.id)).await?;
+        // Steps begin to run. What still needs the manifest can read it in the store.
+        named.manifest.lock().take();
+        Ok(Arc::clone(intact))
     }
 
     /// Returns the store in which the tree is.

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -98,6 +98,17 @@ fn connections_are_logged_with_names_ends_and_bytes() {
     assert_eq!((&end["connections"]["count"], &end["connections"]["blocked"]), (&json!(4), &json!(2)));
 }
 
+/// A process that is killed when this is dropped, even if it is stopped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn datagrams_that_a_step_sends_last_arrive() {
     // More than the network's thread handles at a time. It is stopped until the step has ended.
@@ -113,7 +124,8 @@ fn datagrams_that_a_step_sends_last_arrive() {
          for at in range({COUNT}): u.sendto(b'%d' % at, ('10.0.2.2', {port}))"
     );
     let project = python(&code, json!({ "host_ports": [port] }));
-    let mut hm = project.hm(&["run", "--trust"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let hm = project.hm(&["run", "--trust"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut hm = Killed(hm);
     let send = |pid: u32, signal| kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
     // `R (running)`, for example.
     let state = |pid: u32| {
@@ -125,11 +137,11 @@ fn datagrams_that_a_step_sends_last_arrive() {
         step = pid_of(&marker).unwrap_or_default();
         state(step) == Some('T')
     });
-    send(hm.id(), Signal::STOP);
+    send(hm.0.id(), Signal::STOP);
     send(step, Signal::CONT);
     eventually("the step has ended", || state(step).is_none());
-    send(hm.id(), Signal::CONT);
-    assert!(hm.wait().unwrap().success());
+    send(hm.0.id(), Signal::CONT);
+    assert!(hm.0.wait().unwrap().success());
     for at in 0..COUNT {
         let mut buffer = [0; 9];
         let length = receiver.recv(&mut buffer).unwrap_or_else(|error| panic!("datagram {at}: {error}"));

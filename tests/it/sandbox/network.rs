@@ -241,7 +241,8 @@ async fn a_step_that_waits_for_silent_destinations_ends_when_it_is_cancelled() {
     let ctx = run.ctx.clone();
     let step = bench.runner.execute(&ctx, input);
     let (ended, since) = tokio::join!(step, async {
-        run.says("waiting").await;
+        let waits = tokio::time::timeout(project::PATIENCE, run.says("waiting")).await;
+        waits.expect("the step waits");
         ctx.cancel.cancel();
         std::time::Instant::now()
     });

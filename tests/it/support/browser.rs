@@ -3,7 +3,9 @@
 use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
     time::Instant,
 };
 
@@ -19,7 +21,8 @@ const CHROMIUM: &str = "chromium";
 pub(crate) struct Browser {
     process: Child,
     requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    /// What it writes, each message without the zero byte at its end.
+    answers: Receiver<Vec<u8>>,
     session: Option<String>,
     last_id: u64,
     /// What happened, besides answers.
@@ -45,7 +48,14 @@ impl Browser {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (requests, answers) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
+        let (requests, output) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
+        let (sender, answers) = channel();
+        thread::spawn(move || {
+            for message in output.split(0) {
+                // The test may have failed.
+                let _ = sender.send(message.unwrap());
+            }
+        });
         let mut browser =
             Self { process, requests, answers, session: None, last_id: 0, events: vec![], _profile: profile };
         let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }))["targetId"].clone();
@@ -66,9 +76,8 @@ impl Browser {
         }
         self.requests.write_all(format!("{request}\0").as_bytes()).unwrap();
         loop {
-            let mut message = Vec::new();
-            self.answers.read_until(0, &mut message).unwrap();
-            assert_eq!(message.pop(), Some(0), "the browser ended");
+            let message = self.answers.recv_timeout(PATIENCE);
+            let message = message.unwrap_or_else(|error| panic!("the browser does not answer {method}: {error}"));
             let mut message: Value = serde_json::from_slice(&message).unwrap();
             if message["id"] == self.last_id {
                 assert!(message.get("error").is_none(), "{method}: {message}");
