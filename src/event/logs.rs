@@ -64,18 +64,22 @@ pub fn last_log(dir: impl AsRef<Path>, step: StepIndex) -> io::Result<Option<Pat
     Ok(last.map(|attempt| log_path(&logs_path(dir.as_ref()), step.0, attempt)))
 }
 
-/// Returns the logs of the run in `dir`, by step and attempt. Attempts that printed nothing have none. Read
-/// them with [`LogFile::open`], because they may be compressed.
+/// Returns the logs of the run in `dir`, by step and attempt. Attempts that printed nothing have none, and
+/// neither has a run whose logs were removed. Read them with [`LogFile::open`], because they may be
+/// compressed.
 ///
 /// # Errors
 /// Returns an error if the directory cannot be read.
 pub fn log_files(dir: impl AsRef<Path>) -> io::Result<BTreeMap<(StepIndex, u32), PathBuf>> {
     let logs = logs_path(dir.as_ref());
     let mut found = BTreeMap::new();
-    each_log(&logs, |step, attempt| {
+    let listed = each_log(&logs, |step, attempt| {
         found.insert((step, attempt), log_path(&logs, step.0, attempt));
-    })?;
-    Ok(found)
+    });
+    match listed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) | Ok(()) => Ok(found),
+    }
 }
 
 /// Calls `show` with the step and the attempt of each log in a directory of logs. A log that is being

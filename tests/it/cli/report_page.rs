@@ -96,6 +96,18 @@ async fn a_page_has_no_secret_of_labels_output_and_messages() {
 }
 
 #[test]
+fn a_run_whose_logs_were_removed_has_reports_all_the_same() {
+    let project = hostile();
+    for run in fs::read_dir(project.store.join("runs")).unwrap() {
+        fs::remove_dir_all(run.unwrap().path().join("logs")).unwrap();
+    }
+    for format in ["--html", "--junit", "--trace"] {
+        let report = Ended::of(&mut project.hm(&["report", format, "-"])).expect(0).stdout;
+        assert!(report.contains("deploy"), "{report}");
+    }
+}
+
+#[test]
 fn a_browser_shows_a_page_and_the_keyboard_reaches_everything() {
     let Some(mut browser) = Browser::start() else { return };
     let project = hostile();
