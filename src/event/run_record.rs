@@ -157,14 +157,14 @@ pub fn log_pieces(dir: impl AsRef<Path>, mut show: impl FnMut(LogPiece)) -> Resu
 /// Returns the steps of a plan before anything has happened.
 fn planned(meta: &RunMeta) -> Vec<StepRecord> {
     let runner = |index: u16| meta.runners.get(usize::from(index)).cloned().unwrap_or_default();
-    let steps = meta.steps.iter();
+    let (len, steps) = (meta.steps.len(), meta.steps.iter());
     let mut records: Vec<StepRecord> = steps
         .map(|step| StepRecord {
             key: Arc::clone(&step.key),
             display_name: Arc::clone(&step.display_name),
             runner: runner(step.runner),
             image: step.image.clone(),
-            builds_in: step.parent,
+            builds_in: step.parent.filter(|parent| parent.get() < len),
             depends_on: Vec::new(),
             services: Vec::new(),
             status: None,
@@ -182,7 +182,6 @@ fn planned(meta: &RunMeta) -> Vec<StepRecord> {
             tests: None,
         })
         .collect();
-    let len = records.len();
     for (parent, step) in &meta.details.depends_on {
         if let Some(record) = records.get_mut(step.get()).filter(|_| parent.get() < len) {
             record.depends_on.push(*parent);

@@ -6,7 +6,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -43,7 +43,10 @@ impl Browser {
             .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null 2>&1", "sh", CHROMIUM, "--headless"])
             .args(["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"])
             .args(["--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"])
+            .arg("--disable-dev-shm-usage")
             .arg(format!("--user-data-dir={}", profile.path().display()))
+            // What it leaves when it is killed goes with the profile.
+            .env("TMPDIR", profile.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -68,7 +71,12 @@ impl Browser {
     }
 
     /// Makes a request of the protocol, and returns its result.
+    #[track_caller]
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
+        self.try_call(method, params).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    fn try_call(&mut self, method: &str, params: Value) -> Result<Value, Value> {
         self.last_id += 1;
         let mut request = json!({ "id": self.last_id, "method": method, "params": params });
         if let Some(session) = &self.session {
@@ -80,8 +88,8 @@ impl Browser {
             let message = message.unwrap_or_else(|error| panic!("the browser does not answer {method}: {error}"));
             let mut message: Value = serde_json::from_slice(&message).unwrap();
             if message["id"] == self.last_id {
-                assert!(message.get("error").is_none(), "{method}: {message}");
-                return message["result"].take();
+                let error = message["error"].take();
+                return if error.is_null() { Ok(message["result"].take()) } else { Err(error) };
             }
             self.events.push(message);
         }
@@ -108,9 +116,12 @@ impl Browser {
     #[track_caller]
     pub(crate) fn wait_for(&mut self, condition: &str) {
         let start = Instant::now();
-        while self.value(condition) != true {
+        let params = json!({ "expression": condition, "awaitPromise": true, "returnByValue": true });
+        // The page may be replaced meanwhile, which is an error of the protocol.
+        let is_true = |it: Result<Value, Value>| it.is_ok_and(|it| it["result"]["value"] == true);
+        while !is_true(self.try_call("Runtime.evaluate", params.clone())) {
             assert!(start.elapsed() < PATIENCE, "still not true: {condition}");
-            self.value("new Promise((done) => setTimeout(done, 20))");
+            thread::sleep(Duration::from_millis(20));
         }
     }
 

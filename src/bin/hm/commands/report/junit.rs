@@ -22,7 +22,8 @@ pub(super) fn xml(report: &Report<'_>) -> Outcome<String> {
     let count = |kind: Kind| steps.iter().filter(|step| Kind::of(step) == kind).count();
     let (tests, failures, errors, skipped) =
         (steps.len(), count(Kind::Failure), count(Kind::Error), count(Kind::Skipped));
-    let ended_ms = steps.iter().filter_map(|step| Some(step.started_ms? + step.duration_ms?)).max().unwrap_or(0);
+    let ended_ms =
+        steps.iter().filter_map(|step| Some(step.started_ms?.saturating_add(step.duration_ms?))).max().unwrap_or(0);
     let totals = format!(
         "tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{}\"",
         seconds(ended_ms)

@@ -127,15 +127,24 @@ fn write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> O
 fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     // A link stays one.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if fs::metadata(&target).is_ok_and(|metadata| !metadata.is_file()) {
+    let old = fs::metadata(&target).ok();
+    if old.as_ref().is_some_and(|old| !old.is_file()) {
         // A pipe or a terminal, such as /dev/stdout. Opening a directory is an error.
         return buffered(File::options().write(true).open(&target)?, write).map(drop);
     }
     let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
-    // Others may read it as far as the user's mask allows, as any new file.
-    let builder = builder.prefix(".hm-report-").permissions(Permissions::from_mode(0o666));
-    let file = buffered(builder.tempfile_in(dir)?, write)?;
+    // A new file is for others as far as the user's mask allows. One that replaces another is for no more
+    // users than that.
+    let mode = old.as_ref().map_or(0o666, |old| old.permissions().mode() & 0o777);
+    let builder = builder.prefix(".hm-report-").permissions(Permissions::from_mode(mode));
+    let file = match builder.tempfile_in(dir) {
+        // Only the file may be written to, and not its directory.
+        Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
+            return buffered(File::create(&target)?, write).map(drop);
+        }
+        made => buffered(made?, write)?,
+    };
     file.persist(&target).map(drop).map_err(|error| error.error)
 }
 
@@ -143,6 +152,8 @@ fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>)
 fn buffered<W: Write>(file: W, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
     let mut out = BufWriter::with_capacity(256 << 10, file);
     write(&mut out)?;
+    // Also what the file itself holds back, as the standard output does.
+    out.flush()?;
     out.into_inner().map_err(io::IntoInnerError::into_error)
 }
 

@@ -88,6 +88,13 @@ const order = [];
       if (missing[child] === 0) order.push(child);
     }
   }
+  // The journal of a damaged run may have circles.
+  for (const step of steps) {
+    if (step.depth === undefined) {
+      step.depth = 0;
+      order.push(step.index);
+    }
+  }
 }
 
 const lastMoment = steps.reduce((last, step) => Math.max(last, step.end || 0, step.start || 0), 0);

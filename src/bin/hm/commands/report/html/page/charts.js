@@ -273,7 +273,7 @@ const timeline = () => chart("Timeline", "Arrow keys go from step to step, Enter
 function ticksOf(view, from, to) {
   const wanted = ((to - from) / view.width) * 90;
   const steps_ = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 18e5, 36e5, 72e5, 216e5];
-  const tick = steps_.find((step) => step >= wanted) || 864e5;
+  const tick = steps_.find((step) => step >= wanted) || Math.ceil(wanted / 864e5) * 864e5;
   const moments = [];
   for (let at = Math.max(0, Math.ceil(from / tick) * tick); at <= Math.min(to, total); at += tick) moments.push(at);
   return { tick, moments };
