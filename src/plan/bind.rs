@@ -431,7 +431,7 @@ impl<'a> Binder<'a> {
                 problems.push(ProblemKind::RunnerArgs {
                     runner: Arc::clone(&runner.name),
                     path: "runner_args.inputs".into(),
-                    message: "this runner cannot show files of other steps to a step: use `sandbox`".into(),
+                    message: "this runner cannot show files of other steps to a step: use `sandbox` or `docker`".into(),
                 });
             }
             let key = Arc::clone(&bound.step.key);

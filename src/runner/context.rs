@@ -1,6 +1,7 @@
 //! The context of an attempt.
 
 use std::{
+    any::Any,
     fmt,
     future::Future,
     mem,
@@ -56,9 +57,16 @@ pub struct StepContext {
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
     /// did.
     pub(crate) outputs: Option<Arc<StepOutputs>>,
+    /// What the step's attempts have in common. `None` if nothing is kept between them.
+    pub(crate) kept: Option<Kept>,
     reasons: Reasons,
     at_end: AtEnd,
 }
+
+/// What a runner keeps of one attempt of a step for the next one. The dispatcher drops it when the step has
+/// ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kept(Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>);
 
 /// The owner of the cache directories of a run's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +152,7 @@ impl StepContext {
             cache_owner: None,
             traces: None,
             outputs: None,
+            kept: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
         }
@@ -165,6 +174,7 @@ impl StepContext {
             cache_owner: self.cache_owner.clone(),
             traces: self.traces.clone(),
             outputs: None,
+            kept: None,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }
@@ -186,6 +196,19 @@ impl StepContext {
         let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
         if ended.iter().any(Result::is_err) {
             tracing::error!("a runner panicked at the end of a build, which is a bug in the runner");
+        }
+    }
+
+    /// Returns what an earlier attempt of the step has left for this one.
+    pub(crate) fn kept<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.kept.as_ref()?.0.lock().clone()?.downcast().ok()
+    }
+
+    /// Leaves something to the next attempt of the step, if there is one.
+    pub(crate) fn keep_for_next<T: Any + Send + Sync>(&self, kept: &Arc<T>) {
+        if let Some(Kept(slot)) = &self.kept {
+            let kept: Arc<T> = Arc::clone(kept);
+            *slot.lock() = Some(kept);
         }
     }
 
@@ -288,6 +311,20 @@ pub(super) mod tests {
         let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));
         let run = StepContext::new(bus, archives, Arc::default(), CancellationToken::new());
         (writer, run.for_attempt(1, true, true))
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_for_attempts_of_the_same_step_alone() {
+        let (_writer, mut first) = limited();
+        first.keep_for_next(&Arc::new(1_u8));
+        assert_eq!(first.kept::<u8>(), None, "there is no next attempt");
+        let slot = Kept::default();
+        first.kept = Some(slot.clone());
+        first.keep_for_next(&Arc::new(1_u8));
+        let mut second = first.for_attempt(2, false, true);
+        assert_eq!(second.kept::<u8>(), None, "the dispatcher decides");
+        second.kept = Some(slot);
+        assert_eq!((second.kept::<u8>().as_deref(), second.kept::<u16>()), (Some(&1), None));
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -99,7 +99,7 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
 pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
     refuse_caches(args)?;
-    refuse_services(args)?;
+    check_service_network(args)?;
     match for_private_networks(args) {
         Some(name) => {
             let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
@@ -145,7 +145,7 @@ fn refuse_services(args: &Value) -> Result<(), ArgsError> {
     if !has_services(args) {
         return Ok(());
     }
-    let message = "this runner has no services: run the step on `sandbox`";
+    let message = "this runner has no services: run the step on `sandbox` or `docker`";
     Err(ArgsError { path: "runner_args.services".into(), message: message.into() })
 }
 
@@ -350,9 +350,12 @@ mod tests {
         for network in ["host", "none"] {
             let mut shared = services.clone();
             shared["network"] = network.into();
-            assert_eq!(check_network(&shared).unwrap_err().path, "runner_args.services");
+            for check in [check_network, check_bridged_network] {
+                assert_eq!(check(&shared).unwrap_err().path, "runner_args.services");
+            }
         }
-        for check in [check_listed_network, check_bridged_network, check_shared_network] {
+        assert_eq!(check_bridged_network(&services), Ok(()));
+        for check in [check_listed_network, check_shared_network] {
             assert_eq!(check(&services).unwrap_err().path, "runner_args.services");
         }
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [], "services": {} })] {

@@ -40,6 +40,7 @@ pub mod vm;
 pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
 pub use caches::{CacheArg, CacheScope};
 pub(crate) use caches::{mount_point, overlap, step_path};
+pub(crate) use context::Kept;
 pub use context::{CacheOwner, CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};

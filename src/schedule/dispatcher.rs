@@ -7,6 +7,7 @@
 //! decide synchronously what follows from each event.
 
 use std::{
+    collections::BTreeMap,
     future::{pending, poll_fn},
     num::NonZeroUsize,
     panic::AssertUnwindSafe,
@@ -37,7 +38,7 @@ use crate::{
     model::{BuildRef, SnapshotRef, StepIndex},
     outcome::BuildOutcome,
     plan::BoundPlan,
-    runner::{CancelReason, Pool, RunnerIndex, RunnerSet, StepContext},
+    runner::{CancelReason, Kept, Pool, RunnerIndex, RunnerSet, StepContext},
 };
 
 /// The maximum number of ended attempts that a turn handles before it writes its events and lets other tasks
@@ -140,6 +141,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let mut caching = Caching::new(&*runners, scope, &unprobed);
     let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;
+    // Steps that get files of others have these copied once for all attempts.
+    let mut kept: BTreeMap<StepIndex, Kept> = BTreeMap::new();
     loop {
         let mut now = clock.elapsed();
         if cancel.is_cancelled() {
@@ -176,6 +179,8 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                 let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
                 let mut context = context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels());
                 context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
+                context.kept =
+                    plan.inputs.contains_key(&start.step).then(|| kept.entry(start.step).or_default().clone());
                 let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout, context };
                 let span = tracing::info_span!(
                     "step",
@@ -211,6 +216,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             }
         }
         progress.flush(now);
+        kept.retain(|step, _| !progress.has_ended(*step));
         interrupt(&context, progress.stopping());
         if progress.is_done() {
             break;
@@ -233,7 +239,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             () = progress.output_waits() => {}
         }
     }
-    drop(attempts);
+    drop((attempts, kept));
     let end = caching.finish(&progress, &cancel).await;
     if let Some(cache) = &cache {
         cache.finish(end).await;

@@ -1,5 +1,7 @@
 //! One container: a step's command from its start to its snapshot.
 
+mod helpers;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
@@ -27,6 +29,7 @@ use super::{
     connection::BRIDGE,
     container_image::{ContainerImage, MAX_LAYERS},
     error::{self, is_missing},
+    inputs::InputVolume,
     outputs,
     processes::Processes,
     shared::{Connection, Shared},
@@ -37,7 +40,7 @@ use crate::{
     outputs::StepOutputs,
     runner::{
         Limits, Network, RunnerError,
-        vm::{Command, Injection, Output, Vm},
+        vm::{Command, ImageProgram, Injection, NetworkRole, Output, Vm},
     },
     store::Store,
 };
@@ -45,6 +48,9 @@ use crate::{
 /// The variables of every step, unless its image or the step itself overrides them.
 const DEFAULT_ENV: [(&str, &str); 2] =
     [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
+
+/// The capability to see all packets of a network.
+const RAW_SOCKETS: &str = "NET_RAW";
 
 /// The user of steps. Images have different users; steps run as root, as in the sandbox.
 const USER: &str = "0:0";
@@ -96,6 +102,10 @@ pub struct Container {
     name: String,
     container_image: Arc<ContainerImage>,
     limits: Limits,
+    /// The network that it shares with others, if it is not its own: the name of the container that holds it.
+    joined: Option<(String, NetworkRole)>,
+    /// The files of other steps that its step gets.
+    inputs: Option<Arc<InputVolume>>,
     /// Whether the container may exist at the daemon.
     may_exist: AtomicBool,
     /// Whether its command, and so every process in it, has ended.
@@ -117,6 +127,8 @@ impl Container {
             name: format!("hm-{}", Uuid::new_v4().simple()),
             container_image: Arc::clone(container_image),
             limits: limits.clone(),
+            joined: None,
+            inputs: None,
             may_exist: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             env: OnceLock::new(),
@@ -138,11 +150,14 @@ impl Container {
         // A larger number would exceed any machine; the range is checked when the limits are read.
         #[expect(clippy::cast_possible_truncation, reason = "at most 4096e9")]
         let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
-        let network = match self.limits.network {
-            Network::Host => "host",
+        let (network, cap_drop) = match (&self.joined, self.limits.network) {
+            (Some((holder, role)), _) => {
+                (format!("container:{holder}"), (*role == NetworkRole::Service).then(|| vec![RAW_SOCKETS.to_owned()]))
+            }
+            (None, Network::Host) => ("host".to_owned(), None),
             // The daemon's default network: a network namespace for each container.
-            Network::Private => BRIDGE,
-            Network::None => "none",
+            (None, Network::Private) => (BRIDGE.to_owned(), None),
+            (None, Network::None) => ("none".to_owned(), None),
         };
         let host_config = HostConfig {
             memory,
@@ -150,7 +165,9 @@ impl Container {
             memory_swap: memory,
             nano_cpus,
             pids_limit: self.limits.pids.map(|pids| bytes(pids.get())),
-            network_mode: Some(network.into()),
+            network_mode: Some(network),
+            cap_drop,
+            mounts: self.inputs.as_ref().map(|inputs| inputs.mounts.clone()),
             // Without an init process the command would be process 1, which signals do not end by default.
             init: Some(true),
             log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
@@ -165,10 +182,31 @@ impl Container {
             user: Some(USER.into()),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
-            labels: Some(self.connection.owner.labels(self.container_image.run)),
+            labels: Some(self.labels()),
             host_config: Some(host_config),
             ..ContainerCreateBody::default()
         }
+    }
+
+    /// Creates the container, and returns its id.
+    async fn create(&self, body: ContainerCreateBody) -> Result<String, RunnerError> {
+        let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
+        self.may_exist.store(true, Relaxed);
+        match self.connection.client.create_container(Some(options), body).await {
+            Ok(created) => Ok(created.id),
+            Err(error) => {
+                if is_missing(&error) {
+                    // The image was removed from outside: the next attempt makes it anew.
+                    self.shared.forget(&self.container_image);
+                }
+                Err(error::daemon("create the container")(error))
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<(), RunnerError> {
+        let started = self.connection.client.start_container(&self.name, None).await;
+        started.map_err(error::daemon("start the container"))
     }
 
     /// Returns the exit code of a container that has ended, or is about to.
@@ -225,7 +263,7 @@ impl Container {
             self.kill().await.map_err(error::daemon("kill the container"))?;
         }
         let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
-        let labels = Some(self.connection.owner.labels(self.container_image.run));
+        let labels = Some(self.labels());
         let config = ContainerConfig { labels, ..ContainerConfig::default() };
         let committed = self.connection.client.commit_container(options, config).await;
         let image = committed.map_err(error::daemon("commit the container"))?.id;
@@ -266,25 +304,12 @@ impl Container {
     ) -> BoxFuture<'a, Result<i32, RunnerError>> {
         async move {
             let _ = self.env.set(command.env.keys().cloned().collect());
-            let body = self.body(command);
-            let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
-            self.may_exist.store(true, Relaxed);
-            let created = match self.connection.client.create_container(Some(options), body).await {
-                Ok(created) => created,
-                Err(error) => {
-                    if is_missing(&error) {
-                        // The image was removed from outside: the next attempt makes it anew.
-                        self.shared.forget(&self.container_image);
-                    }
-                    return Err(error::daemon("create the container")(error));
-                }
-            };
+            let id = self.create(self.body(command)).await?;
             let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
             let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
             let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
-            let started = self.connection.client.start_container(&self.name, None).await;
-            started.map_err(error::daemon("start the container"))?;
-            let processes = self.processes(&created.id).await;
+            self.start().await?;
+            let processes = self.processes(&id).await;
             let mut refused = false;
             loop {
                 let chunk = tokio::select! {
@@ -405,6 +430,14 @@ impl Vm for Container {
     /// Fails, because a container gets its source as a layer of its image.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
         Err(RunnerError::unsupported("the snapshot was made on another source, in a run that has ended"))
+    }
+
+    fn join(&mut self, holder: &Self, role: NetworkRole) {
+        self.joined = Some((holder.name.clone(), role));
+    }
+
+    fn program(&self) -> Option<ImageProgram> {
+        self.container_image.program.clone()
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {

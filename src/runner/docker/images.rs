@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 
 use super::error::{self, is_missing};
 use crate::{
-    image::PullPolicy,
+    image::{ImageProgram, PullPolicy},
     ir::Env,
     model::StdStream,
     runner::{RunnerError, vm::Output},
@@ -23,6 +23,8 @@ pub(super) struct DaemonImage {
     pub(super) diff_ids: Vec<ImageDigest>,
     /// The variables that the image sets.
     pub(super) env: Env,
+    /// The program that it runs by default.
+    pub(super) program: Option<ImageProgram>,
 }
 
 /// Returns whether the store, rather than the daemon, resolves an image with this name.
@@ -109,12 +111,15 @@ fn described(name: &str, found: ImageInspect) -> Result<DaemonImage, RunnerError
     let odd = |what: &str| RunnerError::unsupported(format!("the daemon's image `{name}` has no {what}"));
     let layers = found.root_fs.and_then(|root| root.layers).ok_or_else(|| odd("layers"))?;
     let diff_ids = layers.iter().map(|layer| layer.parse()).collect::<Result<_, _>>().map_err(|_| odd("digests"))?;
-    let env = found.config.and_then(|config| config.env).unwrap_or_default();
+    let config = found.config.unwrap_or_default();
+    let program = ImageProgram::of(config.entrypoint.as_ref(), config.cmd.as_ref(), config.working_dir.as_deref());
+    let env = config.env.unwrap_or_default();
     let env = env.iter().filter_map(|variable| variable.split_once('='));
     Ok(DaemonImage {
         id: found.id.ok_or_else(|| odd("id"))?,
         diff_ids,
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        program,
     })
 }
 

@@ -9,8 +9,9 @@ use bollard::{
     Docker,
     errors::Error,
     query_parameters::{
-        ListContainersOptionsBuilder, ListImagesOptionsBuilder, RemoveContainerOptionsBuilder,
-        RemoveImageOptionsBuilder, WaitContainerOptionsBuilder,
+        ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListVolumesOptionsBuilder,
+        RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, RemoveVolumeOptionsBuilder,
+        WaitContainerOptionsBuilder,
     },
 };
 use futures_util::StreamExt;
@@ -25,9 +26,12 @@ pub struct Swept {
     pub containers: usize,
     /// The number of images.
     pub images: usize,
+    /// The number of volumes.
+    pub volumes: usize,
 }
 
-/// Removes the containers and images with the label `label` for whose process `is_left` returns true.
+/// Removes the containers, volumes and images with the label `label` for whose process `is_left` returns
+/// true.
 pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) -> bool) -> Result<Swept, Error> {
     let left = |labels: &HashMap<String, String>| is_left(labels.get(PROCESS).map_or("", |process| process));
     let filters = HashMap::from([("label", vec![label])]);
@@ -39,6 +43,13 @@ pub(super) async fn remove(docker: &Docker, label: &str, is_left: impl Fn(&str) 
         {
             remove_container(docker, &id).await?;
             swept.containers += 1;
+        }
+    }
+    let list = ListVolumesOptionsBuilder::default().filters(&filters).build();
+    for volume in docker.list_volumes(Some(list)).await?.volumes.unwrap_or_default() {
+        if left(&volume.labels) {
+            remove_volume(docker, &volume.name).await?;
+            swept.volumes += 1;
         }
     }
     let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
@@ -79,6 +90,16 @@ pub(super) async fn remove_container(docker: &Docker, name: &str) -> Result<(), 
                 Some(Err(error)) => Err(error),
             }
         }
+        Err(error) if !is_missing(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a volume. A missing volume, and one that a container still has, is ignored.
+pub(super) async fn remove_volume(docker: &Docker, name: &str) -> Result<(), Error> {
+    let options = RemoveVolumeOptionsBuilder::default().build();
+    match docker.remove_volume(name, Some(options)).await {
+        Err(Error::DockerResponseServerError { status_code: 409, .. }) => Ok(()),
         Err(error) if !is_missing(&error) => Err(error),
         _ => Ok(()),
     }

@@ -41,7 +41,7 @@ pub(super) struct Boot {
     pub(super) binds: Vec<Bind>,
     pub(super) caches: Vec<AttachedCache>,
     /// Copies of files of other steps, which `binds` mounts.
-    pub(super) inputs: Vec<ShownInput>,
+    pub(super) inputs: Option<Arc<Vec<ShownInput>>>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
     pub(super) env: BTreeMap<String, String>,
@@ -185,7 +185,7 @@ impl BootContext<'_> {
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         let seen = SeenSource { source, delta };
-        let inputs = Vec::new();
+        let inputs = None;
         Ok(Boot {
             root,
             binds,

@@ -275,8 +275,9 @@ impl SandboxRunner {
             }
             Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
         };
+        let inputs = boot.inputs.iter().flat_map(|inputs| inputs.iter()).map(|input| &input.bind);
         Ok(JailSpec {
-            binds: boot.binds.iter().chain(boot.inputs.iter().map(|input| &input.bind)).cloned().collect(),
+            binds: boot.binds.iter().chain(inputs).cloned().collect(),
             overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
             secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
             resolver: (limits.network == Network::Private).then(resolver_config),

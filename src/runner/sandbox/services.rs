@@ -12,14 +12,15 @@ use super::{
     step_output::StepOutput,
 };
 use crate::{
-    image::stored::program_of,
-    model::{SnapshotRef, StdStream, StepUsage},
+    image::{ImageProgram, stored::program_of},
+    model::{StdStream, StepUsage},
     network::resolver_config,
     runner::{
         ExecutorInput, Limits, RunnerError, ServiceArg, ServiceBase, StepContext,
         image_notes::{StepNotes, no_image},
-        services::{
-            Attempts, FAILED, ServiceAttempt, ServiceEnd, ServiceFailure, ServiceOutput, beside, command_line, grace,
+        services::beside::{
+            Attempts, EndedEarly, FAILED, ServiceAttempt, ServiceEnd, ServiceOutput, beside, command_line, grace,
+            program, ready_mark, snapshot_of,
         },
     },
     store::Base,
@@ -115,15 +116,8 @@ async fn service<'a>(
             (None, fetched.map_err(no_image)?)
         }
     };
-    let (command, workdir) = match &arg.cmd {
-        Some(cmd) => (vec!["/bin/sh".to_owned(), "-c".to_owned(), cmd.clone()], input.workdir.to_string()),
-        None => match program_of(context.store, &base, id_map).map_err(no_image)? {
-            Some(program) => (program.argv, program.workdir),
-            None => {
-                return Err(RunnerError::unsupported(format!("service `{name}` needs a `cmd`: its image has none")));
-            }
-        },
-    };
+    let of_image = || program_of(context.store, &base, id_map).map_err(no_image);
+    let ImageProgram { argv, workdir } = program((name, arg), &input.workdir, of_image)?;
     let build = (base == Base::Host).then(|| context.overlays.of_build(ctx, input.run_id));
     let boot = context.boot_over(&source, parent, base, !arg.secrets.is_empty(), build).await?;
     let secret = |secret: &String| match ctx.secrets.iter().find(|(name, _)| name == secret) {
@@ -135,8 +129,8 @@ async fn service<'a>(
             secret.escape_debug()
         ))),
     };
-    let mark = arg.ready.is_some().then(|| format!("hm: {} is ready", Uuid::new_v4()));
-    let argv = command_line(arg, command, mark.as_deref().unwrap_or_default());
+    let mark = ready_mark(arg);
+    let argv = command_line(arg, argv, mark.as_deref().unwrap_or_default());
     let jail = runner.jail(context.zygote, context.store.dir(), Root::Overlay(boot.root.clone()))?;
     let spec = JailSpec {
         binds: boot.binds.clone(),
@@ -152,19 +146,10 @@ async fn service<'a>(
         secrets: arg.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         workdir: c_string("a service's work directory", workdir)?,
         argv: argv.into_iter().map(|part| c_string("a service's command", part)).collect::<Result<_, _>>()?,
-        env: environment(&boot.env, &arg.env.clone().into_iter().collect())?,
+        env: environment(&boot.env, &arg.env)?,
         ..jail
     };
     Ok(Service { name, arg, spec, boot, mark })
-}
-
-/// Returns the snapshot that a service boots from.
-fn snapshot_of<'a>(input: &'a ExecutorInput, name: &str, step: &str) -> Result<&'a SnapshotRef, RunnerError> {
-    input.service_snapshots.get(step).ok_or_else(|| {
-        RunnerError::unsupported(format!(
-            "service `{name}` boots from step `{step}`, which has no snapshot: it did not pass in this run"
-        ))
-    })
 }
 
 async fn run_with(
@@ -206,9 +191,8 @@ async fn run_with(
     let done = done.await;
     let was_ended = |ended: &Result<Supervised, _>| matches!(ended, Ok(Supervised { end: End::Interrupted, .. }));
     let all_dead = done.all_ended && done.step.as_ref().is_none_or(Result::is_ok);
-    match (done.step, done.failure) {
-        // It ended by itself, perhaps at the same moment as a service.
-        (Some(ended), _) if !was_ended(&ended) => {
+    match done.verdict(ctx, step_id, was_ended) {
+        Ok(ended) => {
             let (memory, cpu) = *used.lock();
             let both = |own: StepUsage| {
                 StepUsage::new(own.peak_memory_bytes.saturating_add(memory), own.cpu_ms.saturating_add(cpu))
@@ -216,13 +200,11 @@ async fn run_with(
             let ended = ended.map(|ended| Supervised { usage: ended.usage.map(both), ..ended });
             Served { ended, all_dead, hint: None }
         }
-        _ if ctx.cancel.is_cancelled() => Served::early(End::Interrupted, all_dead),
-        (_, Some(ServiceFailure::Broken(error))) => Served { ended: Err(error), all_dead, hint: None },
-        (_, Some(ServiceFailure::Failed(report))) => {
-            ctx.event_bus.lines_beside(step_id, StdStream::Stderr, report.text().as_bytes());
+        Err(EndedEarly::Interrupted) => Served::early(End::Interrupted, all_dead),
+        Err(EndedEarly::Broken(error)) => Served { ended: Err(error), all_dead, hint: None },
+        Err(EndedEarly::Failed(why)) => {
             let early = Served::early(End::Exited { code: FAILED }, all_dead);
-            Served { hint: Some(report.line()), ..early }
+            Served { hint: Some(why), ..early }
         }
-        (_, Some(ServiceFailure::Cancelled) | None) => Served::early(End::Interrupted, all_dead),
     }
 }

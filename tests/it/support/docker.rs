@@ -84,8 +84,13 @@ impl Bench {
 
     /// Runs a pipeline.
     pub(crate) async fn build_on<R: RunnerSet>(&self, engine: EngineBuilder<R>, ir: &Value) -> Built {
+        self.run(engine, self.request(ir)).await
+    }
+
+    /// Runs what a request says.
+    pub(crate) async fn run<R: RunnerSet>(&self, engine: EngineBuilder<R>, request: RunRequest) -> Built {
         let engine = engine.build().unwrap();
-        let (events, control) = engine.start(self.request(ir)).await.unwrap().into_parts();
+        let (events, control) = engine.start(request).await.unwrap().into_parts();
         let (events, outcome) = tokio::join!(events.collect(), control.wait());
         Built { outcome: outcome.unwrap(), events }
     }
@@ -105,6 +110,16 @@ impl Built {
             _ => None,
         });
         lines.collect()
+    }
+
+    /// Returns the message with which a step ended.
+    pub(crate) fn message(&self, key: &str) -> &str {
+        let id = self.outcome.steps.iter().find(|step| &*step.key == key).unwrap().step_id;
+        let message = self.events.iter().find_map(|event| match event {
+            BuildEvent::StepEnd { step_id, message, .. } if *step_id == id => message.as_deref(),
+            _ => None,
+        });
+        message.unwrap_or_default()
     }
 
     /// Returns the snapshots of the steps.

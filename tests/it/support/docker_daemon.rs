@@ -13,7 +13,9 @@ use std::{
 
 use bollard::{
     API_DEFAULT_VERSION, Docker, body_full,
-    query_parameters::{CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder},
+    query_parameters::{
+        CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListVolumesOptionsBuilder,
+    },
 };
 use futures_util::TryStreamExt;
 use rustix::{
@@ -144,8 +146,8 @@ impl Daemon {
         });
     }
 
-    /// Returns the names of all containers and the ids of all images that processes of the store in `dir`
-    /// made.
+    /// Returns the names of all containers and volumes, and the ids of all images, that processes of the
+    /// store in `dir` made.
     pub(crate) async fn ours(&self, dir: &Path) -> (Vec<String>, Vec<String>) {
         let docker = self.client().negotiate_version().await.unwrap();
         let secret = fs::read(dir.join("secret")).unwrap().try_into().unwrap();
@@ -156,8 +158,13 @@ impl Daemon {
         let containers = docker.list_containers(Some(list)).await.unwrap();
         let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
         let images = docker.list_images(Some(list)).await.unwrap();
+        let list = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let volumes = docker.list_volumes(Some(list)).await.unwrap().volumes.unwrap_or_default();
         let names = containers.into_iter().map(|container| container.names.unwrap().concat());
-        (names.collect(), images.into_iter().map(|image| image.id).collect())
+        (
+            names.chain(volumes.into_iter().map(|volume| volume.name)).collect(),
+            images.into_iter().map(|image| image.id).collect(),
+        )
     }
 }
 

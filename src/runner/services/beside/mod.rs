@@ -1,12 +1,21 @@
 //! The order in which services and their step start and end.
 
+mod output;
+mod ready;
+
 use std::{future::Future, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::ServiceOutput;
-use crate::{awake, runner::RunnerError};
+pub(in crate::runner) use self::{output::ServiceOutput, ready::command_line};
+use crate::{
+    awake,
+    image::ImageProgram,
+    model::{SnapshotRef, StdStream},
+    runner::{ExecutorInput, RunnerError, ServiceArg, StepContext},
+};
 
 /// The exit code of a step whose service failed.
 pub(in crate::runner) const FAILED: i32 = 1;
@@ -92,6 +101,74 @@ pub(in crate::runner) struct ServiceReport {
     /// What the user may do.
     advice: Option<String>,
     last_lines: Vec<String>,
+}
+
+/// What the end of a step and of its services means, unless the step ended by itself.
+#[derive(Debug)]
+pub(in crate::runner) enum EndedEarly {
+    /// The attempt was cancelled.
+    Interrupted,
+    /// A service could not be run.
+    Broken(RunnerError),
+    /// A service failed, for this reason. The step's log has it. The step's exit code is [`FAILED`].
+    Failed(String),
+}
+
+impl<T> Beside<T> {
+    /// Returns the step's result, or why there is none. `was_ended` tells whether the step was ended by its
+    /// token.
+    pub(in crate::runner) fn verdict(
+        self,
+        ctx: &StepContext,
+        step_id: Uuid,
+        was_ended: impl FnOnce(&T) -> bool,
+    ) -> Result<T, EndedEarly> {
+        match (self.step, self.failure) {
+            // It ended by itself, perhaps at the same moment as a service.
+            (Some(ended), _) if !was_ended(&ended) => Ok(ended),
+            _ if ctx.cancel.is_cancelled() => Err(EndedEarly::Interrupted),
+            (_, Some(ServiceFailure::Broken(error))) => Err(EndedEarly::Broken(error)),
+            (_, Some(ServiceFailure::Failed(report))) => {
+                ctx.event_bus.lines_beside(step_id, StdStream::Stderr, report.text().as_bytes());
+                Err(EndedEarly::Failed(report.line()))
+            }
+            (_, Some(ServiceFailure::Cancelled) | None) => Err(EndedEarly::Interrupted),
+        }
+    }
+}
+
+/// Returns the line by which a service tells that it is ready, if it has a condition.
+pub(in crate::runner) fn ready_mark(arg: &ServiceArg) -> Option<String> {
+    arg.ready.is_some().then(|| format!("hm: {} is ready", Uuid::new_v4()))
+}
+
+/// Returns what a service runs. `of_image` is what its image runs by default.
+pub(in crate::runner) fn program(
+    (name, arg): (&str, &ServiceArg),
+    workdir: &str,
+    of_image: impl FnOnce() -> Result<Option<ImageProgram>, RunnerError>,
+) -> Result<ImageProgram, RunnerError> {
+    match &arg.cmd {
+        Some(cmd) => {
+            let argv = vec!["/bin/sh".to_owned(), "-c".to_owned(), cmd.clone()];
+            Ok(ImageProgram { argv, workdir: workdir.to_owned() })
+        }
+        None => of_image()?
+            .ok_or_else(|| RunnerError::unsupported(format!("service `{name}` needs a `cmd`: its image has none"))),
+    }
+}
+
+/// Returns the snapshot that a service boots from.
+pub(in crate::runner) fn snapshot_of<'a>(
+    input: &'a ExecutorInput,
+    name: &str,
+    step: &str,
+) -> Result<&'a SnapshotRef, RunnerError> {
+    input.service_snapshots.get(step).ok_or_else(|| {
+        RunnerError::unsupported(format!(
+            "service `{name}` boots from step `{step}`, which has no snapshot: it did not pass in this run"
+        ))
+    })
 }
 
 /// Runs a step between its services. `step` gets the token that ends it.
@@ -190,7 +267,7 @@ impl ServiceReport {
     }
 
     /// Returns the report for the step's log.
-    pub(in crate::runner) fn text(&self) -> String {
+    fn text(&self) -> String {
         let mut text = format!("error: {}", self.what);
         text.push_str(if self.last_lines.is_empty() { "; it printed nothing\n" } else { "; its last lines:\n" });
         self.last_lines.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
@@ -198,7 +275,7 @@ impl ServiceReport {
     }
 
     /// Returns the reason for the step's failure, in one line.
-    pub(in crate::runner) fn line(&self) -> String {
+    fn line(&self) -> String {
         match &self.advice {
             Some(advice) => format!("{}: {advice}", self.what),
             None => self.what.clone(),
