@@ -1,6 +1,6 @@
 //! `hm logs`.
 
-mod connections;
+pub(super) mod connections;
 mod events;
 
 use std::{

@@ -125,7 +125,8 @@ impl Steps {
             BuildEvent::StepQueued { step_id, key, display_name, .. } => self.add(*step_id, key, display_name, style),
             BuildEvent::StepStart { step_id, runner, image, .. } => {
                 let (runner, image) = (Arc::clone(runner), image.clone());
-                self.running.insert(*step_id, Running { runner, image, tail: Tail::default() });
+                let tail = self.tail(*step_id);
+                self.running.insert(*step_id, Running { runner, image, tail });
             }
             BuildEvent::StepLog { step_id, stream, line, .. } => {
                 if let Some(running) = self.running.get_mut(step_id) {
@@ -142,6 +143,16 @@ impl Steps {
         if let Some(running) = self.running.get_mut(&lines.step_id) {
             running.tail.push_all(lines);
         }
+    }
+
+    /// Returns the tail of an attempt that has printed nothing yet.
+    fn tail(&self, step_id: Uuid) -> Tail {
+        let args = self.index(step_id).and_then(|index| {
+            let key = &self.infos.get(index as usize)?.key;
+            self.plan.step(StepIndex(index), key)?.runner_args.as_ref()
+        });
+        let services = args.and_then(|args| args.get("services")?.as_object());
+        Tail::of_step(services.into_iter().flatten().map(|(name, _)| name))
     }
 
     /// Returns the position of a step in its pipeline.

@@ -45,7 +45,7 @@ use crate::{
     part::PartArgs,
     pipelines::{self, nearest, parse},
     previous_runs, project_id,
-    reporter::{Format, Screen, View, Waiting, to_stderr},
+    reporter::{Format, Screen, View, Waiting, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
     signals::Interrupts,
@@ -300,6 +300,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if let Some(cloud) = config.cloud.as_ref().filter(|_| is_remote) {
         if let Some(table) = bind.step_tables.first() {
             to_stderr(&format!("note: {} has no effect on the service", table.source()));
+        }
+        if let Some(name) = bind.services.keys().next() {
+            to_stderr(&format!("note: [service.{}] of hm.toml has no effect on the service", text::clean(name)));
         }
         return Submission {
             args,
