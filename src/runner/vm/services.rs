@@ -121,7 +121,8 @@ async fn run_with<V: Vm>(services: Vec<Service<'_, V>>, attempt: Attempt<'_>, vm
                 None => Ok(ServiceEnd::Killed),
                 Some(Ok(code)) => Ok(ServiceEnd::Exited(code)),
                 Some(Err(error)) => match error.kind() {
-                    RunnerErrorKind::OutOfMemory | RunnerErrorKind::TooManyProcesses => Ok(ServiceEnd::Killed),
+                    RunnerErrorKind::OutOfMemory => Ok(ServiceEnd::OutOfMemory),
+                    RunnerErrorKind::TooManyProcesses => Ok(ServiceEnd::TooManyProcesses),
                     _ => Err(error),
                 },
             }
