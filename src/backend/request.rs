@@ -120,6 +120,10 @@ pub struct RunOptions {
     /// Record what steps read, on runners that can: [`cache::trace_of`](crate::cache::trace_of) returns it
     /// later.
     pub trace_inputs: bool,
+    /// Look steps up by what they read, on runners that can record it, run them anyway, and compare. Nothing
+    /// is reused because of that. [`BuildOutcome::shadow_differences`](crate::BuildOutcome::shadow_differences)
+    /// counts.
+    pub shadow: bool,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
     /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others

@@ -15,6 +15,8 @@ mod prediction;
 mod project;
 mod shared;
 mod step_inputs;
+#[cfg(feature = "sandbox")]
+mod trace_records;
 mod traces;
 mod why;
 
@@ -33,6 +35,8 @@ pub use prediction::Prediction;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub(crate) use step_inputs::{StepInputPart, StepInputs};
+#[cfg(feature = "sandbox")]
+pub(crate) use trace_records::{Machine, StaticParts, TraceRecord};
 pub(crate) use traces::DIR as TRACES;
 #[cfg(feature = "sandbox")]
 pub(crate) use traces::path as trace_path;

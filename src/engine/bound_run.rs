@@ -21,7 +21,7 @@ use crate::{
     jail,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundStep, bind},
-    runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
+    runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, ShadowMode, StepContext, probe_within, wants_private},
     schedule::{self, Build, CachingScope, MemoryRules},
     source::RunSource,
 };
@@ -105,6 +105,12 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         context.grace = engine.grace;
         context.keep = plan.keep;
         context.traces = traces;
+        let shadow = request.options.shadow.then(|| {
+            let project = request.project.clone();
+            let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
+            Arc::new(ShadowMode::new(project.as_str()))
+        });
+        context.shadow.clone_from(&shadow);
         if !request.options.no_caches {
             let project = request.project.clone();
             let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
@@ -141,7 +147,14 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         });
         let span = tracing::info_span!("run", id = %run_id);
         #[expect(clippy::disallowed_methods, reason = "the one place where a task is spawned")]
-        let outcome = tokio::spawn(async move { Ok(task.await) }.instrument(span));
+        let outcome = tokio::spawn(
+            async move {
+                let mut outcome = task.await;
+                outcome.shadow_differences = shadow.map_or(0, |shadow| shadow.differences());
+                Ok(outcome)
+            }
+            .instrument(span),
+        );
         Ok(BackendHandle::of_journal(stream, cancel, outcome))
     }
 
@@ -226,7 +239,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
     /// Checks whether steps can be traced here, if the request asks for that.
     fn check_tracing(&self) -> Result<(), BackendError> {
-        if !self.request.options.trace_inputs {
+        if !self.traces() {
             return Ok(());
         }
         let mut runners =
@@ -235,13 +248,21 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         jail::trace::check_support().map_err(|why| BackendError::Unusable {
             runner: tracing.name.to_string(),
             reason: format!("what steps read cannot be recorded here: {why}"),
-            hint: "run without `--check-inputs`".into(),
+            hint: match self.request.options.trace_inputs {
+                true => "run without `--check-inputs`".into(),
+                false => "run without `HM_CACHE_SHADOW`".into(),
+            },
         })
+    }
+
+    /// Returns whether the request needs traces.
+    fn traces(&self) -> bool {
+        self.request.options.trace_inputs || self.request.options.shadow
     }
 
     /// Returns where traces of steps go, if the request asks for them and the run's directory is kept.
     fn traces_dir(&self, run_id: Uuid) -> Option<Arc<Path>> {
-        let runs = self.engine.runs_dir.as_ref().filter(|_| self.request.options.trace_inputs)?;
+        let runs = self.engine.runs_dir.as_ref().filter(|_| self.traces())?;
         Some(runs.join(run_id.to_string()).join(cache::TRACES).into())
     }
 

@@ -9,9 +9,17 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    StdStream, attempt::AttemptLog, connections::ConnectionFields, mask::Held, record::Record, shared::Shared,
+    StdStream,
+    attempt::AttemptLog,
+    connections::ConnectionFields,
+    mask::Held,
+    record::{Record, clip},
+    shared::Shared,
 };
-use crate::{model::Connection, sync::Mutex};
+use crate::{
+    model::{Connection, ShadowVerdict},
+    sync::Mutex,
+};
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
@@ -98,6 +106,38 @@ impl EventBus {
         let at_ms = shared.elapsed_ms();
         let was_dirty = pending.is_dirty;
         pending.push(&Record::Connection { at_ms, step: step.0, attempt: self.attempt, connection: fields });
+        pending.is_dirty = true;
+        drop((pending, attempts));
+        if !was_dirty {
+            shared.dirty.notify_one();
+        }
+    }
+
+    /// Records what came of a look-up in shadow mode, with secrets masked. That of an attempt that has ended,
+    /// or of a step that is not in this run, is ignored.
+    pub fn shadow(&self, step_id: Uuid, verdict: &ShadowVerdict) {
+        let shared = &*self.shared;
+        let Some(step) = shared.run.step_index(step_id) else { return };
+        let masked = |text: &Option<String>| text.as_deref().map(|text| shared.mask_text(text).into_owned());
+        let (miss, difference) = (masked(&verdict.miss), masked(&verdict.difference));
+        // A path may contain the end of a line.
+        let reasons: Vec<String> = verdict.reasons.iter().map(|reason| reason.replace('\n', "\\n")).collect();
+        let reasons = shared.mask_text(&reasons.join("\n")).into_owned();
+        let attempts = shared.attempts.lock();
+        if !attempts.is_open(step.0, self.attempt) {
+            return;
+        }
+        let mut pending = shared.pending.lock();
+        let was_dirty = pending.is_dirty;
+        pending.push(&Record::StepShadow {
+            at_ms: shared.elapsed_ms(),
+            step: step.0,
+            attempt: self.attempt,
+            found: verdict.found,
+            miss: miss.as_deref().map(clip),
+            difference: difference.as_deref().map(clip),
+            reasons: clip(&reasons),
+        });
         pending.is_dirty = true;
         drop((pending, attempts));
         if !was_dirty {

@@ -28,7 +28,7 @@ use super::{
     table::RunTable,
     trailing::{EndFields, decode_end, decode_retry},
 };
-use crate::model::StepIndex;
+use crate::model::{ShadowVerdict, StepIndex};
 
 /// A position in a run's events.
 #[derive(Debug)]
@@ -326,6 +326,12 @@ impl Cursor {
                     }
                     None => unknown_record(CONNECTION_KIND, seq),
                 }
+            }
+            Record::StepShadow { step, attempt, found, miss, difference, reasons, .. } => {
+                let (step_id, text) = (id_of(step)?, |text: &str| text.to_owned());
+                let (miss, difference) = (miss.map(text), difference.map(text));
+                let verdict = ShadowVerdict { found, miss, difference, reasons: reasons.lines().map(text).collect() };
+                BuildEvent::StepShadow { seq, step_id, attempt, verdict: Box::new(verdict) }
             }
             Record::Unknown { kind } => unknown_record(kind, seq),
         };

@@ -42,7 +42,7 @@ mod writer;
 
 pub use crate::{
     log_file::LogFile,
-    model::{BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, StdStream},
+    model::{BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, ShadowVerdict, StdStream},
 };
 pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;

@@ -109,6 +109,16 @@ pub(super) enum Record<'a> {
         #[serde(borrow)]
         connection: ConnectionFields<'a>,
     },
+    StepShadow {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        found: bool,
+        miss: Option<&'a str>,
+        difference: Option<&'a str>,
+        /// One per line.
+        reasons: &'a str,
+    },
     /// A kind of a newer version. It is never written.
     #[serde(skip)]
     Unknown {
@@ -120,7 +130,7 @@ pub(super) enum Record<'a> {
 pub(super) const CONNECTION_KIND: u32 = 8;
 
 /// The number of record kinds.
-const KNOWN_KINDS: u32 = 9;
+const KNOWN_KINDS: u32 = 10;
 
 impl<'a> Record<'a> {
     /// Decodes a frame's payload.
@@ -337,16 +347,19 @@ mod tests {
     #[test]
     fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
         let connection = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
-        let last = Record::Connection {
+        let connection = Record::Connection {
             at_ms: 1,
             step: 2,
             attempt: 1,
             connection: ConnectionFields::of(&connection, (None, None)),
         };
+        assert_eq!(u32::from(payload_of(connection)[0]), CONNECTION_KIND);
+        let (miss, difference) = (Some("F changed"), None);
+        let last = Record::StepShadow { at_ms: 1, step: 2, attempt: 1, found: false, miss, difference, reasons: "" };
         let payload = payload_of(last);
         assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
         assert_eq!(Record::decode(&payload), Ok(last));
-        assert_eq!(Record::decode(&[9, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+        assert_eq!(Record::decode(&[10, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
     }
 
     #[test]

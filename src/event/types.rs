@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    ArtifactRef, BuildRef, CacheMissReason, Connection, SnapshotRef, StdStream, StepStatus, StepUsage, TestResults,
+    ArtifactRef, BuildRef, CacheMissReason, Connection, ShadowVerdict, SnapshotRef, StdStream, StepStatus, StepUsage,
+    TestResults,
 };
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
@@ -222,6 +223,20 @@ pub enum BuildEvent {
         #[serde(flatten)]
         connection: Box<Connection>,
     },
+    /// A step was looked up by what it reads, in shadow mode: it ran anyway.
+    StepShadow {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step.
+        step_id: Uuid,
+        /// The attempt.
+        #[serde(default = "first")]
+        attempt: u32,
+        /// What came of it.
+        #[serde(flatten)]
+        verdict: Box<ShadowVerdict>,
+    },
     /// A chain ends here, because this step of it failed.
     ChainFailed {
         /// Position in the stream.
@@ -273,6 +288,7 @@ impl BuildEvent {
             | Self::StepRetry { seq, .. }
             | Self::StepEnd { seq, .. }
             | Self::Connection { seq, .. }
+            | Self::StepShadow { seq, .. }
             | Self::ChainFailed { seq, .. }
             | Self::BuildEnd { seq, .. } => *seq,
             Self::Unknown(fields) => fields.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),

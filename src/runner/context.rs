@@ -19,7 +19,7 @@ use futures_util::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::RunnerError;
+use super::{RunnerError, ShadowMode};
 use crate::{awake, event::EventBus, model::Secrets, outputs::StepOutputs, source::RunSource, sync::Mutex};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
@@ -52,6 +52,9 @@ pub struct StepContext {
     pub cache_owner: Option<Arc<CacheOwner>>,
     /// The directory in which runners keep the traces of steps. If it is `None`, no step is traced.
     pub traces: Option<Arc<Path>>,
+    /// Looks steps that are traced up by what they read, and compares that with what they do. Nothing is
+    /// reused.
+    pub shadow: Option<Arc<ShadowMode>>,
     /// The outputs that the step has asked for. A runner with the capability
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
     /// did.
@@ -143,6 +146,7 @@ impl StepContext {
             snapshot_travels: true,
             cache_owner: None,
             traces: None,
+            shadow: None,
             outputs: None,
             reasons: Reasons::default(),
             at_end: AtEnd::default(),
@@ -164,6 +168,7 @@ impl StepContext {
             snapshot_travels,
             cache_owner: self.cache_owner.clone(),
             traces: self.traces.clone(),
+            shadow: self.shadow.clone(),
             outputs: None,
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),

@@ -34,6 +34,7 @@ mod registry;
 pub mod sandbox;
 mod services;
 pub(crate) mod set;
+mod shadow;
 #[cfg(feature = "vm")]
 pub mod vm;
 
@@ -163,3 +164,4 @@ pub use registry::RunnerRegistry;
 pub use services::{Ready, ServiceArg, ServiceBase};
 pub use set::{CompositionError, RunnerSet, validate};
 pub(crate) use set::{PROBE_LIMIT, probe_within};
+pub use shadow::ShadowMode;

@@ -361,6 +361,7 @@ impl<'plan> BuildProgress<'plan> {
                 started_at,
                 finished_at: started_at + now,
                 watch_url: None,
+                shadow_differences: 0,
             },
         }
     }

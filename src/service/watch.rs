@@ -125,6 +125,7 @@ impl Watched {
             steps: Vec::new(),
             started_at,
             finished_at: Utc::now(),
+            shadow_differences: 0,
             watch_url: Some(self.watch_url()),
         })
     }

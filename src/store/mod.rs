@@ -27,6 +27,8 @@ mod handle;
 mod ids;
 mod index;
 mod instance;
+#[cfg(feature = "sandbox")]
+mod layer_digest;
 mod layers;
 mod lease;
 mod open;
@@ -42,6 +44,8 @@ mod stacks;
 mod staged_dir;
 pub(crate) mod staging;
 mod steps;
+#[cfg(feature = "sandbox")]
+mod traces;
 mod trash;
 mod tree_ops;
 mod usage;
@@ -57,10 +61,14 @@ pub(crate) use index::{
     images::{ImageRow, TagRow},
     now_ms,
 };
+#[cfg(feature = "sandbox")]
+pub(crate) use layer_digest::{layer_digest, no_layer_digest};
 pub use open::Store;
 pub(crate) use paths::Paths;
 pub(crate) use staged_dir::{StagedDir, Touched};
 pub(crate) use steps::CachedStep;
+#[cfg(feature = "sandbox")]
+pub(crate) use traces::MAX_TRACE_BYTES;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
 // What runners and commands of this package do with a store.

@@ -13,6 +13,8 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::digests::Digests;
+#[cfg(feature = "sandbox")]
+use super::traces::Traces;
 use super::{
     Filesystem, KeepAs, Lease, Staging, StoreError, TreeOps,
     error::IoContext,
@@ -46,6 +48,8 @@ pub struct Store {
     steps: Steps,
     runs: Runs,
     digests: Digests,
+    #[cfg(feature = "sandbox")]
+    traces: Traces,
     vm_templates: VmTemplates,
     exposure: Option<Exposure>,
 }
@@ -125,6 +129,8 @@ impl Store {
             steps: Steps::new(Arc::clone(&shared), Arc::clone(&layers)),
             runs: Runs::new(Arc::clone(&shared)),
             digests: Digests::new(Arc::clone(&shared)),
+            #[cfg(feature = "sandbox")]
+            traces: Traces::new(Arc::clone(&shared)),
             vm_templates: VmTemplates::new(Arc::clone(&shared)),
             layers,
             exposure,
@@ -196,6 +202,11 @@ impl Store {
 
     pub(crate) fn stacks(&self) -> &Stacks {
         &self.stacks
+    }
+
+    #[cfg(feature = "sandbox")]
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     pub(crate) fn digests(&self) -> &Digests {

@@ -21,12 +21,12 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
 }
 
 /// Warns about steps whose runners do not record what steps read.
-pub(crate) fn of_untraced(bound: &BoundPlan) {
+pub(crate) fn of_untraced(bound: &BoundPlan, asked_by: &str) {
     let traces = |step: &&BoundStep| bound.runners[usize::from(step.runner.0)].capabilities.traces;
     let found: Vec<_> = bound.steps.iter().filter(|step| !traces(step)).map(|step| &*step.step.key).collect();
     if !found.is_empty() {
         to_stderr(&format!(
-            "warning: `--check-inputs` records nothing of {}: only runner `sandbox` can do that",
+            "warning: `{asked_by}` records nothing of {}: only runner `sandbox` can do that",
             named(&found)
         ));
     }

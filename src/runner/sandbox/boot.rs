@@ -4,6 +4,8 @@ use crate::image;
 use crate::source;
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -52,7 +54,7 @@ pub(super) struct Boot {
     /// The overlays of the host image that `binds` mounts.
     overlays: Vec<HostOverlay>,
     /// The host image, if the root is based on it.
-    _image: Option<Arc<HostImage>>,
+    image: Option<Arc<HostImage>>,
     /// The build whose other steps may reuse the overlays afterwards.
     build: Option<BuildOverlays>,
 }
@@ -186,21 +188,7 @@ impl BootContext<'_> {
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         let seen = SeenSource { source, delta };
         let inputs = Vec::new();
-        Ok(Boot {
-            root,
-            binds,
-            caches,
-            inputs,
-            staging,
-            env,
-            parent,
-            base,
-            seen,
-            id_map,
-            overlays,
-            _image: image,
-            build,
-        })
+        Ok(Boot { root, binds, caches, inputs, staging, env, parent, base, seen, id_map, overlays, image, build })
     }
 
     /// Returns the current state of the machine. The steps of a build share the state that the first of them
@@ -361,6 +349,28 @@ impl Boot {
     pub(super) fn uppers(&self) -> Result<Vec<UpperDir>, RunnerError> {
         let root = UpperDir { source: self.root.upper.clone(), target: c"/".into() };
         std::iter::once(Ok(root)).chain(self.overlays.iter().map(HostOverlay::upper)).collect()
+    }
+
+    /// Returns what the lineage starts from.
+    pub(super) fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Returns the directories of this machine that can change while a step runs: the paths at which the step
+    /// sees them, and their own. What hm itself made, in `store`, does not change.
+    pub(super) fn machine_dirs(&self, store: &Path) -> Vec<(PathBuf, PathBuf)> {
+        let image = self.image.iter().flat_map(|image| &image.dirs);
+        let host = image.flat_map(|dir| dir.lowers.iter().map(|lower| (Path::new("/").join(&dir.path), lower.clone())));
+        let rootfs = match &self.base {
+            Base::Rootfs(dir) => Some((PathBuf::from("/"), dir.clone())),
+            Base::Host | Base::Image(_) => None,
+        };
+        // An image's step sees the machine's own file.
+        let resolver = self.binds.iter().filter_map(|bind| {
+            let path = |text: &std::ffi::CStr| PathBuf::from(OsStr::from_bytes(text.to_bytes()));
+            (bind.target.to_bytes() == b"/etc/resolv.conf").then(|| (path(&bind.target), path(&bind.source)))
+        });
+        host.chain(rootfs).chain(resolver).filter(|(_, dir)| !dir.starts_with(store)).collect()
     }
 
     /// Returns whether the commit may merge layers.

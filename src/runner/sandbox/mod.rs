@@ -30,6 +30,7 @@ mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
 mod services;
+mod shadow;
 mod step_output;
 mod traced;
 mod visit;

@@ -318,7 +318,7 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let Ran { mut boot, limited, started, ended, all_dead, hint, .. } = match &ctx.traces {
+            let Ran { mut boot, limited, started, ended, all_dead, hint, shadowed, .. } = match &ctx.traces {
                 None => self.once(once, None).await?,
                 // Boxed, because most steps are not traced.
                 Some(dir) => Box::pin(self.traced(once, dir)).await?,
@@ -345,7 +345,7 @@ impl SandboxRunner {
                 cache_dirs::keep(&mut boot, &store, ctx, input.step_id).await?;
             }
             let committed_snapshot = match &ended {
-                Ok(0) if input.cache_lookup.commits() => {
+                Ok(0) if input.cache_lookup.commits() || shadowed.is_some() => {
                     let snapshot = commit(boot, &store).await?;
                     store.snapshots().describe(&snapshot, Arc::new(config()));
                     if ctx.keep {
@@ -362,6 +362,14 @@ impl SandboxRunner {
                     None
                 }
             };
+            let mut committed_snapshot = committed_snapshot;
+            if let Some(shadowed) = shadowed {
+                let end = (ended.as_ref().ok().copied(), committed_snapshot.as_ref());
+                Box::pin(self.judge(once, shadowed, end)).await;
+                if let Some(unwanted) = committed_snapshot.take_if(|_| !input.cache_lookup.commits()) {
+                    self.reap_snapshots(vec![unwanted]).await;
+                }
+            }
             let exit_code = ended.map_err(|error| error.with_usage(usage))?;
             Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage).with_hint(hint))
         }

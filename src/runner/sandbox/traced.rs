@@ -26,6 +26,7 @@ use super::{
     own_network::{self, Destinations, StepNamespace},
     runner::SandboxRunner,
     services::{self, Served},
+    shadow::Shadowed,
     step_output::StepOutput,
 };
 use crate::{
@@ -64,6 +65,8 @@ pub(super) struct Ran {
     pub(super) hint: Option<String>,
     /// Whether it certainly used no network.
     is_unused: bool,
+    /// What shadow mode knows of it, if the run is in that mode.
+    pub(super) shadowed: Option<Box<Shadowed>>,
 }
 
 impl SandboxRunner {
@@ -98,7 +101,8 @@ impl SandboxRunner {
         // Checks of services are refused until those listen.
         summary.refused_within &= limits.services.is_empty();
         let hint = hint.or(own_network::hint(&summary));
-        Ok(Ran { boot, limited, started, ended, all_dead, hint, is_unused: summary.is_unused })
+        let shadowed = None;
+        Ok(Ran { boot, limited, started, ended, all_dead, hint, is_unused: summary.is_unused, shadowed })
     }
 
     /// Runs the step's command and keeps its trace. If the command cannot be traced, runs it again.
@@ -106,6 +110,10 @@ impl SandboxRunner {
         let Once { ctx, input, limits, .. } = once;
         let traced = Traced { dir, ctx, input };
         traced.forget().await?;
+        let mut shadowed = match &ctx.shadow {
+            Some(mode) => Some(self.predict(once, mode).await),
+            None => None,
+        };
         let file = TraceFile::new().map_err(|error| RunnerError::infrastructure("make a file for the trace", error))?;
         let tracing = Tracing { file, destinations: Destinations::default() };
         let ran = self.once(once, Some(&tracing)).await?;
@@ -117,13 +125,16 @@ impl SandboxRunner {
                 traced.keep_untraceable().await;
                 self.once(once, None).await
             }
-            Ok(Supervised { end: End::Exited { .. }, .. }) => {
+            Ok(Supervised { end: End::Exited { code }, .. }) => {
                 let variables = ran.boot.env.keys().cloned().collect();
                 let mut reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
                 // What a service answers depends on files that the step did not read.
                 reasons.extend(limits.services.keys().cloned().map(Reason::Service));
-                traced.keep(tracing.file, variables, reasons).await;
-                Ok(ran)
+                let trace = traced.keep(tracing.file, variables, reasons).await;
+                if let (0, Some(shadowed), Some(trace)) = (*code, &mut shadowed, trace) {
+                    self.confirm(once, shadowed, trace).await;
+                }
+                Ok(Ran { shadowed, ..ran })
             }
             // Such a step has no result that could be reused.
             _ => Ok(ran),
@@ -177,23 +188,26 @@ fn trace_spec(boot: &Boot) -> Result<TraceSpec, RunnerError> {
 }
 
 impl Traced<'_> {
-    /// Keeps the trace of an attempt. Traces are advisory: if one cannot be kept, that is a warning.
-    pub(super) async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) {
+    /// Keeps the trace of an attempt, and returns it. Traces are advisory: if one cannot be kept, that is a
+    /// warning.
+    async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) -> Option<Trace> {
         let Self { dir, ctx, input } = self;
         let variables = DEFAULT_ENV.iter().map(|(name, _)| (*name).to_owned());
         let variables = variables.chain(image_env).chain(input.env.keys().cloned()).collect();
         let secrets = Arc::clone(&ctx.secrets);
         let (dir, step) = (Arc::clone(dir), Arc::clone(&input.step.key));
-        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<()> {
+        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<Trace> {
             let mut trace = file.read()?;
             trace.variables = variables;
             trace.reasons.extend(reasons);
             leave_out(&mut trace, &SecretSearch::new(&secrets).map_err(io::Error::other)?);
-            write(&dir, &step, &trace)
+            write(&dir, &step, &trace)?;
+            Ok(trace)
         });
-        if let Err(error) = keeping.await {
-            tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key);
-        }
+        keeping
+            .await
+            .inspect_err(|error| tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key))
+            .ok()
     }
 
     /// Removes the trace of an earlier attempt, which this one may not replace.

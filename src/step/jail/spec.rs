@@ -456,6 +456,9 @@ pub enum Pack {
         /// How much is written at most.
         limits: PackLimits,
     },
+    /// Not files: the answers to the paths of a trace, which is standard input. See
+    /// [`Answer`](super::trace::Answer).
+    Answers,
 }
 
 /// The specification of a step without isolation.

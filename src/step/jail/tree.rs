@@ -16,6 +16,7 @@ use super::{
     error::ResultExt,
     mounts,
     spec::{Pack, Report, TreeOp},
+    trace,
 };
 use crate::tree::{self, BlobFile, IdMap, PathPatterns};
 
@@ -63,6 +64,7 @@ pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
     let doing = || match files {
         Pack::Path(path) | Pack::Plain(path) => format!("read {}", path.to_string_lossy()),
         Pack::Matching { .. } => "read the step's files".into(),
+        Pack::Answers => "look at the paths of a trace".into(),
     };
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
     let packed = match files {
@@ -73,6 +75,7 @@ pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
             let patterns = patterns.map_err(|_| SetupError::new("read the step's files", Errno::INVAL))?;
             tree::pack_matching(Path::new("/"), &patterns, *limits, &mut out)
         }
+        Pack::Answers => trace::answer(std::io::stdin().lock(), &mut out),
     };
     packed.and_then(|()| out.flush()).doing(doing)
 }

@@ -44,6 +44,7 @@ pub use stack::topmost;
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 pub use at::join;
+pub(crate) use at::shared_xattrs;
 pub use descent::Descent;
 pub use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},

@@ -19,6 +19,8 @@ pub(super) mod runs;
 mod schema;
 pub(super) mod snapshots;
 pub(super) mod sources;
+#[cfg(feature = "sandbox")]
+pub(super) mod traces;
 
 use std::{
     fs,

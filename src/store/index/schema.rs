@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 5] = [V1, V2, V3, V4, V5];
+const MIGRATIONS: [&str; 6] = [V1, V2, V3, V4, V5, V6];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -156,6 +156,19 @@ CREATE TABLE input_digests (
     digest     BLOB NOT NULL,
     PRIMARY KEY (snapshot, source, path)
 ) WITHOUT ROWID;
+";
+
+/// What steps read, by what is known before they run: see `docs/design/trace-cache.md`.
+const V6: &str = "
+CREATE TABLE traces (
+    key        BLOB NOT NULL,
+    id         BLOB NOT NULL,                 -- the hash of the record
+    record     BLOB NOT NULL,
+    created_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL,
+    PRIMARY KEY (key, id)
+);
+CREATE INDEX traces_used ON traces (used_at);
 ";
 
 /// Migrates the tables to this version.

@@ -35,6 +35,7 @@ mod rendering;
 mod report;
 mod runs;
 mod saved_cache;
+mod shadow;
 mod shell;
 mod signals;
 mod trust;

@@ -27,6 +27,8 @@ const fn secret(name: &'static str, key: Option<&'static str>) -> Variable {
 }
 
 pub(crate) const API_TOKEN: &str = "HM_API_TOKEN";
+/// Compares what a look-up of steps by what they read would take with what they do.
+pub(crate) const CACHE_SHADOW: &str = "HM_CACHE_SHADOW";
 pub(crate) const CACHE_MAX_AGE: &str = "HM_CACHE_MAX_AGE";
 pub(crate) const CACHE_MAX_SIZE: &str = "HM_CACHE_MAX_SIZE";
 pub(crate) const CACHE_MIN_FREE: &str = "HM_CACHE_MIN_FREE";
@@ -76,6 +78,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     alone("HM_MAX_IMAGE_BYTES"),
     alone("DOCKER_CONFIG"),
     alone("HM_TRUST"),
+    alone(CACHE_SHADOW),
     alone("HM_STEP"),
     alone("HM_LOG"),
     alone("NO_COLOR"),

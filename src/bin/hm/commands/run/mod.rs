@@ -4,6 +4,7 @@
 
 mod next_commands;
 mod service;
+mod shadow;
 mod short_help;
 mod watch;
 
@@ -34,12 +35,13 @@ pub(crate) use self::short_help::shorten;
 use self::{
     next_commands::{again, print_next_commands},
     service::Submission,
+    shadow::Shadow,
 };
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_duration},
     backend::BackendArgs,
     commands::{AnswerFormat, cache, inputs, plan},
-    config::{BackendName, ConfigArgs},
+    config::{BackendName, ConfigArgs, variables::CACHE_SHADOW},
     exit_code,
     failure::{Failure, Outcome},
     part::PartArgs,
@@ -335,6 +337,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.trace_inputs = args.check_inputs;
+    let shadow = Shadow::from_env()?;
+    request.options.shadow = shadow.is_on();
     request.options.timeout = args.timeout;
     request.options.watch = true;
 
@@ -346,8 +350,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
     }
     warnings::of_plan(&bound);
-    if args.check_inputs {
-        warnings::of_untraced(&bound);
+    if args.check_inputs || shadow.is_on() {
+        warnings::of_untraced(&bound, if args.check_inputs { "--check-inputs" } else { CACHE_SHADOW });
     }
     warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
@@ -392,7 +396,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
                 inputs::report((&store, run), declared, &outcome.steps, &request.repo_root)?;
             }
             cache::collect_if_due(&store, run_id);
-            Ok(exit_code::of_build(outcome.status))
+            shadow.report(outcome.shadow_differences).map_or_else(|| Ok(exit_code::of_build(outcome.status)), Err)
         }
     }
 }
