@@ -52,8 +52,11 @@ fn digest(stream: impl Read) -> io::Result<[u8; 32]> {
         for number in [u64::from(header.mode()?), header.uid()?, header.gid()?, entry.size()] {
             part(&number.to_le_bytes());
         }
-        for number in [header.device_major()?, header.device_minor()?] {
-            part(&number.unwrap_or_default().to_le_bytes());
+        // Other files have no numbers there, which would be an error.
+        if header.entry_type().is_character_special() || header.entry_type().is_block_special() {
+            for number in [header.device_major()?, header.device_minor()?] {
+                part(&number.unwrap_or_default().to_le_bytes());
+            }
         }
         if let Some(records) = entry.pax_extensions()? {
             for record in records {
