@@ -22,8 +22,8 @@ pub struct RunRecord {
     pub pipeline: String,
     /// The start time. Times of steps are milliseconds since then.
     pub started_at: DateTime<Utc>,
-    /// The result, and the time from the start to the end in milliseconds. `None` if the run has not ended, or
-    /// if `hm` was killed.
+    /// The result, and the time from the start to the end in milliseconds. `None` if the run has not ended,
+    /// or if `hm` was killed.
     pub end: Option<(BuildStatus, u64)>,
     /// The steps, in the order of the plan.
     pub steps: Vec<StepRecord>,

@@ -264,8 +264,7 @@ async fn five_thousand_steps_are_shown_without_a_stutter() {
              await new Promise((done) => requestAnimationFrame(() => setTimeout(done))); \
              longest = Math.max(longest, performance.now() - start); }} return longest; }})()"
         ));
-        // A machine that does other things at the same time is slower than that; a page that draws everything is
-        // slower still.
+        // Much more than a frame, because the machine does other things, too.
         assert!(longest.as_f64().unwrap() < 1000.0, "{view}: {longest} ms");
     }
     browser.value("document.querySelector('#tab-logs').click()");

@@ -3,11 +3,11 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use hm_exec::{
-    BuildEvent,
+    BuildEvent, BuildStatus,
     StepStatus::{self, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut},
     event::{
-        self, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol, StateEvent, StdStream,
-        StepEndDetails,
+        self, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol, RunDir, StateEvent,
+        StdStream, StepEndDetails,
     },
     plan::StepIndex,
     runner::{ArtifactRef, Secrets},
@@ -105,6 +105,49 @@ async fn misses_are_written_byte_for_byte_as_when_version_1_got_them() {
     }
     end_build(writer);
     assert_written_as_kept(&dir, "v1-misses");
+}
+
+/// The edges of a plan were added to version 1 later, to its header.
+#[test]
+fn plans_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let mut meta = meta(3);
+    let (without, details) = (meta.clone(), &mut meta.details);
+    details.depends_on = vec![(StepIndex(0), StepIndex(2)), (StepIndex(1), StepIndex(2))];
+    details.services = vec![(StepIndex(1), vec!["db".into(), "queue".into()])];
+    let (mut writer, _bus, _events) = event::create(RunDir::Kept(dir.clone()), meta.clone(), &Secrets::new()).unwrap();
+    for step in 0..3 {
+        start(&mut writer, step);
+        end(&mut writer, step);
+    }
+    end_build(writer);
+    let kept = assert_written_as_kept(&dir, "v1-plans");
+    assert_eq!(event::open(&kept).unwrap().meta(), &meta);
+    let run = event::run_record(&kept).unwrap();
+    assert_eq!(run.end, Some((BuildStatus::Passed, 9)));
+    let needs: Vec<_> = run.steps.iter().map(|step| (step.builds_in, &*step.depends_on)).collect();
+    let both = [StepIndex(0), StepIndex(1)];
+    assert_eq!(needs, [(None, &[][..]), (Some(StepIndex(0)), &[]), (Some(StepIndex(1)), &both)]);
+    assert_eq!(run.steps[1].services.iter().map(|name| &**name).collect::<Vec<_>>(), ["db", "queue"]);
+    assert_eq!((run.steps[2].started_ms, run.steps[2].ended_ms, run.steps[2].duration_ms), (Some(0), Some(5), Some(7)));
+    let times: Vec<_> = run.steps[2].attempt_times.iter().map(|it| (it.attempt, it.started_ms, it.ended_ms)).collect();
+    assert_eq!(times, [(1, 0, Some(5))]);
+
+    // An older version ends reading where its fields end, and sees the same events.
+    let old = scratch.path().join("old");
+    let (mut writer, _bus, _events) = event::create(RunDir::Kept(old.clone()), without, &Secrets::new()).unwrap();
+    for step in 0..3 {
+        start(&mut writer, step);
+        end(&mut writer, step);
+    }
+    end_build(writer);
+    assert_eq!(json_lines(&replay(&old)), json_lines(&replay(&kept)));
+    let payload = |dir: &Path| {
+        let journal = fs::read(dir.join("journal")).unwrap();
+        journal[20..20 + u32::from_le_bytes(journal[12..16].try_into().unwrap()) as usize].to_vec()
+    };
+    assert!(payload(&kept).starts_with(&payload(&old)));
 }
 
 /// Connections were added to version 1 later.

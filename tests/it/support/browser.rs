@@ -128,7 +128,8 @@ impl Browser {
         self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))");
     }
 
-    /// Fails if the page has thrown, or if something was written to the console, such as what a policy forbids.
+    /// Fails if the page has thrown, or if something was written to the console, such as what a policy
+    /// forbids.
     #[track_caller]
     pub(crate) fn assert_no_errors(&self) {
         let is_error = |event: &&Value| {

@@ -69,8 +69,8 @@ pub(super) struct Lines {
     lines: Vec<String>,
     /// The numbers of the lines from stderr, as pairs of the first one and their count.
     err: Vec<usize>,
-    /// When lines were written: pairs of a line and the second since the start of the run, which is that of the
-    /// lines after it, too.
+    /// When lines were written: pairs of a line and the second since the start of the run. It is also that of
+    /// the lines until the next pair.
     at: Vec<u64>,
     /// Why the log could not be read, if it could not.
     #[serde(skip_serializing_if = "Option::is_none")]
