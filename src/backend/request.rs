@@ -107,6 +107,8 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// Wait for the build. Only observers support `false`.
     pub watch: bool,
+    /// Record what the run and its steps wait for: [`BuildEvent::Progress`](crate::BuildEvent::Progress).
+    pub progress: bool,
     /// After a failure, continue with steps that do not need the failed step.
     pub keep_going: bool,
     /// How much memory the steps that run at once on this machine may need together, in bytes, as far as

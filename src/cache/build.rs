@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     awake, blocking,
-    model::{CacheMissReason, SnapshotRef},
+    model::{BuildStatus, CacheMissReason, SnapshotRef},
     source::SourceTimes,
     store::{CacheHit, Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
 };
@@ -311,7 +311,7 @@ impl BuildCache {
         let (store, run) = (Arc::clone(store), self.build.run);
         let BuildEnd { run_dir, records, hits, published, exit_code } = end;
         let (project, source_times) = (self.project.clone(), self.build.source_times);
-        let finishing = on_thread("record the run", move || {
+        let record = move || {
             if !records.is_empty()
                 && let Err(error) = parts::write(&run_dir, &store.secret()?, (project.as_str(), source_times), &records)
             {
@@ -322,6 +322,14 @@ impl BuildCache {
                 store.layers().sync()?;
             }
             store.runs().end(run, exit_code)
+        };
+        let finishing = on_thread("record the run", move || match record() {
+            // The build's outcome reports this error.
+            Err(error @ StoreError::Full { .. }) if exit_code == BuildStatus::Infrastructure.exit_code() => {
+                tracing::debug!(%error, "failed to record the run");
+                Ok(())
+            }
+            recorded => recorded,
         });
         match awake::timeout(FINISH_LIMIT, pin!(finishing)).await {
             Some(Ok(())) => {}

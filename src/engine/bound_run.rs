@@ -96,6 +96,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             cache.forget_run();
         }
         let (events, bus, stream) = created?;
+        bus.want_progress(self.request.options.progress);
 
         let archives = Arc::new(self.source(run_id));
         let traces = self.traces_dir(run_id);

@@ -16,8 +16,8 @@ use crate::{model::Connection, sync::Mutex};
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
 pub struct EventBus {
-    shared: Arc<Shared>,
-    attempt: u32,
+    pub(super) shared: Arc<Shared>,
+    pub(super) attempt: u32,
 }
 
 impl EventBus {
@@ -69,6 +69,11 @@ impl EventBus {
             masker.finish(held, &mut masked);
         }
         Cow::Owned(masked)
+    }
+
+    /// Returns whether a text contains no secret.
+    pub(crate) fn has_no_secret(&self, text: &str) -> bool {
+        matches!(self.shared.mask_text(text), Cow::Borrowed(_))
     }
 
     /// Appends whole lines beside the output of a step's command. Secrets must be [masked](Self::masked)

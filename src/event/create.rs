@@ -82,6 +82,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
         journal,
         first_record: end.len(),
         published: Published::new(end.len()),
+        wants_progress: AtomicBool::new(false),
         has_warned: AtomicBool::new(false),
         files,
         run: Arc::new(meta.into()),

@@ -18,12 +18,13 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use super::{
-    BuildEvent, EVENT_SCHEMA_VERSION, JournalError, StdStream,
+    ActivityCount, BuildEvent, EVENT_SCHEMA_VERSION, JournalError, StdStream,
+    activities::activity_of,
     batch::LogLines,
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
-    record::{CONNECTION_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
+    record::{CONNECTION_KIND, PROGRESS_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
     trailing::{EndFields, decode_end, decode_retry},
@@ -325,6 +326,16 @@ impl Cursor {
                         BuildEvent::Connection { seq, step_id, attempt, ts, connection }
                     }
                     None => unknown_record(CONNECTION_KIND, seq),
+                }
+            }
+            Record::Progress { at_ms, step, activity, count } => {
+                let step_id = step.map(id_of).transpose()?;
+                match activity_of(activity) {
+                    Some(activity) => {
+                        let count = count.map(|(done, total)| ActivityCount::new(done, total));
+                        BuildEvent::Progress { seq, step_id, ts: timestamp(run, at_ms), activity, count }
+                    }
+                    None => unknown_record(PROGRESS_KIND, seq),
                 }
             }
             Record::Unknown { kind } => unknown_record(kind, seq),

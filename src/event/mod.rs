@@ -14,6 +14,7 @@
 //! events; readers see an event only after it was written. Nothing waits for a reader. The module does not
 //! know rendering, runners, or schedules.
 
+mod activities;
 mod attempt;
 mod batch;
 mod bus;
@@ -42,7 +43,7 @@ mod writer;
 
 pub use crate::{
     log_file::LogFile,
-    model::{BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, StdStream},
+    model::{Activity, ActivityCount, BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, StdStream},
 };
 pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;

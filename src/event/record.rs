@@ -109,6 +109,14 @@ pub(super) enum Record<'a> {
         #[serde(borrow)]
         connection: ConnectionFields<'a>,
     },
+    Progress {
+        at_ms: u64,
+        /// `None` if the whole run waits.
+        step: Option<u32>,
+        activity: u8,
+        /// How much is done, of how much.
+        count: Option<(u64, u64)>,
+    },
     /// A kind of a newer version. It is never written.
     #[serde(skip)]
     Unknown {
@@ -119,8 +127,11 @@ pub(super) enum Record<'a> {
 /// The number of [`Record::Connection`].
 pub(super) const CONNECTION_KIND: u32 = 8;
 
+/// The number of [`Record::Progress`].
+pub(super) const PROGRESS_KIND: u32 = 9;
+
 /// The number of record kinds.
-const KNOWN_KINDS: u32 = 9;
+const KNOWN_KINDS: u32 = 10;
 
 impl<'a> Record<'a> {
     /// Decodes a frame's payload.
@@ -307,7 +318,6 @@ pub(super) const fn build_status_of(code: u8) -> Option<BuildStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Connection, ConnectionEnd, Protocol};
 
     fn payload_of(record: Record<'_>) -> Vec<u8> {
         let mut frame = Vec::new();
@@ -336,17 +346,11 @@ mod tests {
 
     #[test]
     fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
-        let connection = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
-        let last = Record::Connection {
-            at_ms: 1,
-            step: 2,
-            attempt: 1,
-            connection: ConnectionFields::of(&connection, (None, None)),
-        };
+        let last = Record::Progress { at_ms: 1, step: Some(2), activity: 3, count: Some((4, 5)) };
         let payload = payload_of(last);
         assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
-        assert_eq!(Record::decode(&payload), Ok(last));
-        assert_eq!(Record::decode(&[9, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+        assert_eq!((KNOWN_KINDS - 1, Record::decode(&payload)), (PROGRESS_KIND, Ok(last)));
+        assert_eq!(Record::decode(&[10, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Shared {
     /// The offset of the journal's first record, in bytes.
     pub(super) first_record: u64,
     pub(super) published: Published,
+    /// Whether readers want to know what the run waits for.
+    pub(super) wants_progress: AtomicBool,
     /// Whether an ignored call of `output` was reported.
     pub(super) has_warned: AtomicBool,
     /// The last field, so that files are closed before their directory is removed.

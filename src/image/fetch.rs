@@ -25,6 +25,7 @@ use super::{
     partial::Partial,
     stored,
 };
+use crate::model::{Activity, ActivityCount};
 use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
 
 /// The number of concurrent layers. More connections do not make a pull faster, and each unpacking needs a
@@ -32,6 +33,8 @@ use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
 const AT_ONCE: usize = 4;
 /// The interval of progress messages during a long pull.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// How often it is counted what is done.
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// The origin of an image's layers.
 #[derive(Debug)]
@@ -101,11 +104,17 @@ impl ImageFetch<'_> {
         let layers: Vec<_> = missing.into_iter().map(|layer| self.layer(layer, &done)).collect();
         let work = stream::iter(layers).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) });
         tokio::pin!(work);
+        let mut next_note = started + NOTE_EVERY;
         loop {
             tokio::select! {
                 worked = &mut work => break worked?,
-                () = tokio::time::sleep(NOTE_EVERY) => {
+                () = tokio::time::sleep(PROGRESS_EVERY) => {
                     let done = done.load(Relaxed);
+                    notes.progress(self.activity(done < total), ActivityCount::new(done.min(total), total));
+                    if Instant::now() < next_note {
+                        continue;
+                    }
+                    next_note += NOTE_EVERY;
                     notes.note(match done < total {
                         true => format!("{verb} {}: {} of {}", self.name, megabytes(done), megabytes(total)),
                         false => format!("unpacking {}", self.name),
@@ -191,6 +200,11 @@ impl ImageFetch<'_> {
             #[cfg(feature = "registry")]
             ImageOrigin::Registry(image) => image.layers()[index].size,
         }
+    }
+
+    fn activity(&self, is_incomplete: bool) -> Activity {
+        let is_remote = !matches!(self.origin, ImageOrigin::Local(_));
+        if is_remote && is_incomplete { Activity::PullingImage } else { Activity::UnpackingImage }
     }
 
     fn verbs(&self) -> (&'static str, &'static str) {

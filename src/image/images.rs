@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,11 +14,12 @@ use tokio::sync::OnceCell;
 use super::{
     Base, ImageDigest, ImageError,
     archive::LocalImage,
-    fetch::{ImageFetch, ImageOrigin},
+    fetch::{ImageFetch, ImageOrigin, PROGRESS_EVERY},
     reference::ImageName,
     stored::StoredImage,
 };
 use crate::{
+    model::{Activity, ActivityCount},
     store::{IdMap, Store, StoreError, tree::UnpackLimits},
     sync::Mutex,
 };
@@ -104,6 +106,11 @@ impl ImageOptions {
 pub trait Notes: Sync {
     /// Receives a line, without a line terminator.
     fn note(&self, line: String) -> impl Future<Output = ()> + Send;
+
+    /// Receives how far a fetch is, several times a second.
+    fn progress(&self, activity: Activity, count: ActivityCount) {
+        let _ = (activity, count);
+    }
 }
 
 /// Ignores all messages.
@@ -178,7 +185,7 @@ impl Images {
         id_map: IdMap,
         notes: &impl Notes,
     ) -> Result<Base, ImageError> {
-        let pinned = self.pinned(store, image, notes).await?;
+        let pinned = waiting(notes, Activity::ResolvingImage, self.pinned(store, image, notes)).await?;
         let (digest, origin) = match &*pinned {
             Pinned::Base(base) => return Ok(base.clone()),
             Pinned::Image { digest, origin } => (*digest, origin),
@@ -186,7 +193,7 @@ impl Images {
         // Until the image has its name. Those who boot from it hold their own leases.
         let _lease = store.lease()?;
         let fetching = Arc::clone(self.fetching.lock().entry((digest, id_map)).or_default());
-        let alone = fetching.lock().await;
+        let alone = waiting(notes, Activity::WaitingForImage, fetching.lock()).await;
         if StoredImage::find(store, &digest, id_map).is_ok() {
             store.stacks().touch_image(&digest, id_map)?;
             return Ok(Base::Image(digest));
@@ -240,6 +247,18 @@ impl Images {
     #[expect(clippy::unused_async, reason = "registries are waited for")]
     async fn pin_remote(&self, _: &Arc<Store>, image: &str, _: &impl Notes) -> Result<Pinned, ImageError> {
         Err(ImageError::NoRegistry { image: image.to_owned() })
+    }
+}
+
+/// Waits for work that is not counted, and reports it meanwhile.
+async fn waiting<T>(notes: &impl Notes, activity: Activity, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(PROGRESS_EVERY) => notes.progress(activity, ActivityCount::new(0, 0)),
+        }
     }
 }
 

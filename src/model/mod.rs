@@ -5,6 +5,7 @@
 //! values. The public paths of these types are those of the modules that they belong to, such as
 //! [`crate::runner::SnapshotRef`].
 
+mod activity;
 mod build;
 mod connection;
 mod egress;
@@ -16,6 +17,7 @@ mod step;
 mod test_results;
 mod usage;
 
+pub use activity::{Activity, ActivityCount};
 pub use build::{BuildRef, BuildStatus};
 pub use connection::{Connection, ConnectionEnd, Protocol};
 pub use egress::EgressRule;

@@ -20,7 +20,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerError;
-use crate::{awake, event::EventBus, model::Secrets, outputs::StepOutputs, source::RunSource, sync::Mutex};
+use crate::{
+    awake,
+    event::EventBus,
+    model::Secrets,
+    outputs::StepOutputs,
+    source::{FrozenSource, RunSource},
+    store::{Store, StoreError},
+    sync::Mutex,
+};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -168,6 +176,18 @@ impl StepContext {
             reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
             at_end: self.at_end.clone(),
         }
+    }
+
+    /// Returns the run's source tree in the store, as [`RunSource::freeze`]. Reports what that is doing, if
+    /// it takes long.
+    ///
+    /// # Errors
+    /// As [`RunSource::freeze`].
+    ///
+    /// # Cancel safety
+    /// As [`RunSource::freeze`].
+    pub async fn frozen_source(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
+        self.event_bus.reporting(None, || self.archives.activity(), self.archives.freeze(store)).await
     }
 
     /// Registers `work` to run after the build has ended and its snapshots were reaped, within the time that

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    event::EventBus,
     ir::{CommandStep, Env},
     model::{ArchiveId, ArtifactRef, SnapshotRef, StepUsage},
 };
@@ -128,10 +129,11 @@ impl ExecutorInput {
 
     /// Returns how the step runs besides its files, for a runner that exposes neither host directories
     /// nor secrets to the step.
-    pub(super) fn snapshot_config(&self) -> crate::store::SnapshotConfig {
+    pub(super) fn snapshot_config(&self, bus: &EventBus) -> crate::store::SnapshotConfig {
         crate::store::SnapshotConfig {
             env: Arc::clone(&self.env),
             workdir: Arc::clone(&self.workdir),
+            cmd: bus.has_no_secret(&self.step.cmd).then(|| Arc::clone(&self.step.cmd)),
             runner_args: self.step.runner_args.clone(),
             host_dirs: Vec::new(),
             had_secrets: false,

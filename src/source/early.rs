@@ -15,6 +15,7 @@ use tracing::{Dispatch, Level, Metadata, Subscriber, span};
 
 use super::{
     SourceTimes,
+    freeze_progress::FreezeProgress,
     run_source::{NamedSource, Work},
     stat_cache::StatCache,
 };
@@ -40,6 +41,7 @@ pub struct EarlyFreeze {
     unused: PathBuf,
     times: SourceTimes,
     abandoned: Arc<AtomicBool>,
+    progress: Arc<FreezeProgress>,
     /// Receives the source, once.
     named: Mutex<Option<Offer>>,
     thread: Option<JoinHandle<()>>,
@@ -56,14 +58,16 @@ impl EarlyFreeze {
         if !StatCache::path(&store_dir, &canonical).is_file() || unused.exists() {
             return None;
         }
-        let abandoned = Arc::new(AtomicBool::new(false));
+        let (abandoned, progress) = (Arc::new(AtomicBool::new(false)), Arc::<FreezeProgress>::default());
         let (sender, receiver) = oneshot::channel();
         let (store, dir_of_thread, stop) = (store.clone(), dir.to_owned(), Arc::clone(&abandoned));
+        let counted = Arc::clone(&progress);
         let freeze = move || {
             let named = || {
                 // The store may have something to say that it says only once.
                 let store = store.get()?;
-                let work = Work { store: Arc::clone(&store), dir: dir_of_thread, times, abandoned: stop };
+                let (store_of_work, dir) = (Arc::clone(&store), dir_of_thread);
+                let work = Work { store: store_of_work, dir, times, abandoned: stop, progress: counted };
                 Ok::<_, StoreError>((store, unless_it_warns(|| work.name())?))
             };
             match named() {
@@ -79,9 +83,14 @@ impl EarlyFreeze {
             unused,
             times,
             abandoned,
+            progress,
             named: Mutex::new(Some(receiver)),
             thread: Some(thread),
         })
+    }
+
+    pub(super) fn progress(&self) -> &FreezeProgress {
+        &self.progress
     }
 
     /// Waits for the source. Returns `None` if it is a different one, or if there is none.

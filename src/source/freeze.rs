@@ -19,7 +19,9 @@ use std::{
 };
 
 use super::{
-    FrozenSource, in_same_log,
+    FrozenSource,
+    freeze_progress::FreezeProgress,
+    in_same_log,
     manifest::{Manifest, ManifestChange, Times},
     read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
@@ -53,7 +55,16 @@ pub fn freeze(
     times: SourceTimes,
     abandoned: &AtomicBool,
 ) -> Result<FrozenSource, StoreError> {
-    freeze_until_stable(store, dir, (times, LayerState::Intact), abandoned).map(|(frozen, _)| frozen)
+    let watch = FreezeWatch { abandoned, progress: &FreezeProgress::default() };
+    freeze_until_stable(store, dir, (times, LayerState::Intact), watch).map(|(frozen, _)| frozen)
+}
+
+/// What others tell a freeze, and see of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FreezeWatch<'a> {
+    /// Set when the freeze must end early.
+    pub(super) abandoned: &'a AtomicBool,
+    pub(super) progress: &'a FreezeProgress,
 }
 
 /// What is known about the layers of a source.
@@ -82,7 +93,7 @@ pub(super) fn freeze_until_stable(
     store: &Store,
     dir: &Path,
     (times, state): (SourceTimes, LayerState),
-    abandoned: &AtomicBool,
+    FreezeWatch { abandoned, progress }: FreezeWatch<'_>,
 ) -> Result<(FrozenSource, Arc<Manifest>), StoreError> {
     let no_source = || StoreError::NoSource { path: dir.into() };
     let source = dir.canonicalize().map_err(|_| no_source())?;
@@ -91,7 +102,7 @@ pub(super) fn freeze_until_stable(
     }
     let mut attempt = 1;
     loop {
-        match freeze_once(store, &SourceReader { source: &source, times, abandoned }, state) {
+        match freeze_once(store, &SourceReader { source: &source, times, abandoned, progress }, state) {
             Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
                 tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
                 attempt += 1;

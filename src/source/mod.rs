@@ -10,6 +10,7 @@ mod delta;
 mod early;
 mod fnmatch;
 mod freeze;
+mod freeze_progress;
 mod frozen;
 mod ignore_rules;
 mod import;

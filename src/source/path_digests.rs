@@ -15,6 +15,7 @@ use std::{
 
 use super::{
     fnmatch::{has_magic, matches},
+    freeze_progress::FreezeProgress,
     manifest::{EntryKind, Manifest, ManifestEntry},
     read::{Known, SourceReader},
     times::SourceTimes,
@@ -74,7 +75,8 @@ fn pipelines_manifest(store: &Store, checkout: &Path) -> Result<Manifest, StoreE
     let abandoned = AtomicBool::new(false);
     let dir = dir.canonicalize().map_err(|source| StoreError::Unreadable { path: dir.clone(), source })?;
     let tree = SourceWalk { source: &dir, store: store.dir(), abandoned: &abandoned }.run()?;
-    let reader = SourceReader { source: &dir, times: SourceTimes::Normal, abandoned: &abandoned };
+    let progress = FreezeProgress::default();
+    let reader = SourceReader { source: &dir, times: SourceTimes::Normal, abandoned: &abandoned, progress: &progress };
     let (manifest, _) = reader.read_unknown(&Known::of(&tree, None))?;
     Ok(manifest)
 }

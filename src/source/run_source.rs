@@ -14,12 +14,12 @@ use super::{
     EarlyFreeze, FrozenSource, SourceTimes,
     archives::Archives,
     early::note_need,
-    freeze,
-    freeze::{LayerState, freeze_until_stable},
+    freeze::{FreezeWatch, LayerState, freeze_until_stable},
+    freeze_progress::FreezeProgress,
     manifest::Manifest,
 };
 use crate::{
-    model::ArchiveId,
+    model::{Activity, ActivityCount, ArchiveId},
     store::{Lease, SourceId, Store, StoreError},
     sync::Mutex,
 };
@@ -32,6 +32,7 @@ pub struct RunSource {
     times: SourceTimes,
     early: Option<Arc<EarlyFreeze>>,
     named: OnceCell<NamedSource>,
+    progress: Arc<FreezeProgress>,
     pub(super) archives: Archives,
 }
 
@@ -58,6 +59,7 @@ impl RunSource {
             times: SourceTimes::Normal,
             early: None,
             named: OnceCell::new(),
+            progress: Arc::default(),
             archives: Archives::default(),
         }
     }
@@ -80,6 +82,13 @@ impl RunSource {
     pub fn frozen_early(mut self, early: Option<Arc<EarlyFreeze>>) -> Self {
         self.early = early;
         self
+    }
+
+    /// Returns what the freezing of the tree is doing, while it goes on.
+    pub(crate) fn activity(&self) -> Option<(Activity, Option<ActivityCount>)> {
+        // What is read or copied before it is known whether the early one is used.
+        let early = self.early.as_ref().and_then(|early| early.progress().activity());
+        self.progress.activity().or(early)
     }
 
     /// Returns the id in [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput).
@@ -165,7 +174,8 @@ impl RunSource {
                 return Ok(Arc::new(intact));
             }
             tracing::debug!(source = %id, "layers of the source are damaged; freezing it again");
-            let again = freeze(&work.store, &work.dir, work.times, &work.abandoned)?;
+            let options = (work.times, LayerState::Intact);
+            let (again, _) = freeze_until_stable(&work.store, &work.dir, options, work.watch())?;
             // Steps were already looked up in the cache by the name.
             if again.id == id { Ok(Arc::new(again)) } else { Err(StoreError::SourceChanged { path: work.dir }) }
         })
@@ -179,7 +189,8 @@ impl RunSource {
         work: impl FnOnce(Work) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (store, dir, times) = (Arc::clone(store), self.source_dir.clone(), self.times);
-        self.on_thread("freeze", move |abandoned| work(Work { store, dir, times, abandoned })).await
+        let progress = Arc::clone(&self.progress);
+        self.on_thread("freeze", move |abandoned| work(Work { store, dir, times, abandoned, progress })).await
     }
 }
 
@@ -189,6 +200,7 @@ pub(super) struct Work {
     pub(super) dir: PathBuf,
     pub(super) times: SourceTimes,
     pub(super) abandoned: Arc<AtomicBool>,
+    pub(super) progress: Arc<FreezeProgress>,
 }
 
 impl Work {
@@ -197,9 +209,13 @@ impl Work {
         self.freeze(LayerState::Recorded)
     }
 
+    fn watch(&self) -> FreezeWatch<'_> {
+        FreezeWatch { abandoned: &self.abandoned, progress: &self.progress }
+    }
+
     fn freeze(self, state: LayerState) -> Result<NamedSource, StoreError> {
         let lease = self.store.lease()?;
-        let (frozen, manifest) = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
+        let (frozen, manifest) = freeze_until_stable(&self.store, &self.dir, (self.times, state), self.watch())?;
         let (id, is_intact) = (frozen.id.clone(), state == LayerState::Intact);
         let manifest = Mutex::new((!is_intact).then_some(manifest));
         let intact = OnceCell::new_with(is_intact.then(|| Arc::new(frozen)));

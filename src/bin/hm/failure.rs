@@ -87,14 +87,14 @@ impl Failure {
         }
         let style = Style::of(&std::io::stderr());
         let mut message = format!("{} ", style.bad("error:"));
-        text::push_clean(&mut message, &self.error.to_string(), false);
+        text::push_clean_lines(&mut message, &self.error.to_string());
         for cause in self.error.chain().skip(1) {
             message.push_str(": ");
-            text::push_clean(&mut message, &cause.to_string(), false);
+            text::push_clean_lines(&mut message, &cause.to_string());
         }
         for detail in &self.details {
             message.push_str("\n  - ");
-            text::push_clean(&mut message, detail, false);
+            text::push_clean_lines(&mut message, detail);
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
             message.push_str(&format!("\n{} ", style.good("hint:")));

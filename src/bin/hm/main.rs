@@ -42,7 +42,8 @@ struct Cli {
 /// The options of all commands.
 #[derive(Debug, clap::Args)]
 struct GlobalArgs {
-    /// Print hm's own debug log on stderr; HM_LOG chooses what it contains
+    /// Print hm's own debug log on stderr; HM_LOG chooses what it contains. With `hm plan`, print the
+    /// commands of steps instead
     #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
 
@@ -110,7 +111,8 @@ fn main() -> ExitCode {
     let Cli { global, command } = parse_args();
     reporter::style::choose_colors(if global.no_color { ColorChoice::Never } else { global.color });
     // Dropped last, when everything has been traced.
-    let _trace = match logging::init(global.verbose, global.debug_trace.as_deref()) {
+    let is_verbose = global.verbose && !matches!(command, Command::Plan(_));
+    let _trace = match logging::init(is_verbose, global.debug_trace.as_deref()) {
         Ok(trace) => trace,
         Err(failure) => return failure.report(),
     };

@@ -269,7 +269,7 @@ impl Container {
             let body = self.body(command);
             let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
             self.may_exist.store(true, Relaxed);
-            let created = match self.connection.client.create_container(Some(options), body).await {
+            let created = match output.booting(self.connection.client.create_container(Some(options), body)).await {
                 Ok(created) => created,
                 Err(error) => {
                     if is_missing(&error) {
@@ -282,7 +282,7 @@ impl Container {
             let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
             let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
             let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
-            let started = self.connection.client.start_container(&self.name, None).await;
+            let started = output.booting(self.connection.client.start_container(&self.name, None)).await;
             started.map_err(error::daemon("start the container"))?;
             let processes = self.processes(&created.id).await;
             let mut refused = false;

@@ -108,7 +108,7 @@ impl Shared {
         let loaded = match &image {
             Some(DaemonImage { diff_ids, .. }) => {
                 let parts = diff_ids.iter().map(|diff_id| Part::There(*diff_id)).chain(above.iter().cloned()).collect();
-                match load::load(client, store, parts, id_map, labels.clone()).await {
+                match output.booting(load::load(client, store, parts, id_map, labels.clone())).await {
                     Ok(id) => Some((id, diff_ids.len() + above.len())),
                     // Not every daemon accepts an image without the layers that it already has.
                     Err(error) => {
@@ -131,7 +131,7 @@ impl Shared {
                 env = image::stored::env_of(store, &whole, id_map).map_err(error::image("read the image"))?;
                 let parts: Vec<Part> = lower.into_iter().map(Part::Dir).chain(above).collect();
                 let known = parts.len();
-                (load::load(client, store, parts, id_map, labels).await?, known)
+                (output.booting(load::load(client, store, parts, id_map, labels)).await?, known)
             }
         };
         let (run, source) = (context.run, context.source.id.clone());

@@ -213,10 +213,13 @@ impl Qemu {
             let programs = self.programs().await?;
             let notes = StepNotes { bus: output.bus, step_id: output.step_id };
             let files = self.local.files(context, notes).await?;
-            let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
-            let host = Host { local: &self.local, store: &context.store, programs };
-            let network = ProgramNetwork::of(limits, output.bus, output.step_id);
-            Ok(Machine::start(host, &template, files, (limits, network)).await?)
+            let started = async {
+                let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
+                let host = Host { local: &self.local, store: &context.store, programs };
+                let network = ProgramNetwork::of(limits, output.bus, output.step_id);
+                Ok::<_, RunnerError>(Machine::start(host, &template, files, (limits, network)).await?)
+            };
+            output.booting(started).await
         }
         .boxed()
     }

@@ -139,7 +139,7 @@ struct Inherited<'a> {
 impl BootContext<'_> {
     /// Looks up what `input` boots from, and creates the layer that it writes to.
     pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
-        let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;
+        let source = ctx.frozen_source(self.store).await.map_err(failed("freeze the source"))?;
         let parent = match &input.parent_snapshot {
             Some(snapshot) => Some(self.store.snapshots().get(snapshot).map_err(failed("read the parent's snapshot"))?),
             None => None,

@@ -84,7 +84,7 @@ impl SandboxRunner {
         }
         // Boxed, because most steps have none.
         let bringing = Box::pin(async {
-            let source = ctx.archives.freeze(store).await.map_err(failed("freeze the source"))?;
+            let source = ctx.frozen_source(store).await.map_err(failed("freeze the source"))?;
             for files in &input.inputs {
                 let permit = self.input_read().await?;
                 let copy = InputCopy::new(store).map_err(failed("make a directory for files of another step"))?;

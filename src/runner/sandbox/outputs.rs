@@ -57,7 +57,7 @@ impl SandboxRunner {
             let copied = async {
                 let store = self.store().map_err(failed("open the store"))?;
                 let zygote = self.zygote(&store).await?;
-                let source = ctx.archives.freeze(&store).await.map_err(failed("freeze the source"))?;
+                let source = ctx.frozen_source(&store).await.map_err(failed("freeze the source"))?;
                 let snapshot = store.snapshots().get(&snapshot).map_err(failed("read the snapshot"))?;
                 let base = snapshot.base.clone();
                 let context = self.boot_context(&store, &zygote);

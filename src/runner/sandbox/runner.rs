@@ -339,7 +339,7 @@ impl SandboxRunner {
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),
                 had_secrets: !ctx.secrets.is_empty(),
-                ..input.snapshot_config()
+                ..input.snapshot_config(&ctx.event_bus)
             };
             if let Ok(0) = ended {
                 cache_dirs::keep(&mut boot, &store, ctx, input.step_id).await?;

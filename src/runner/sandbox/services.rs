@@ -100,7 +100,7 @@ async fn service<'a>(
 ) -> Result<Service<'a>, RunnerError> {
     // The step's cache directories are its own.
     let context = runner.boot_context(context.store, context.zygote);
-    let source = ctx.archives.freeze(context.store).await.map_err(failed("freeze the source"))?;
+    let source = ctx.frozen_source(context.store).await.map_err(failed("freeze the source"))?;
     let id_map = context.zygote.id_map();
     let (parent, base) = match &arg.base {
         ServiceBase::Step(step) => {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     awake,
     event::{EventBus, Held},
-    model::StdStream,
+    model::{Activity, StdStream},
     sync::Mutex,
 };
 
@@ -73,9 +73,10 @@ impl<'a> ServiceOutput<'a> {
         self.name
     }
 
-    /// Waits until the service is ready. Completes once.
+    /// Waits until the service is ready, and reports that. Completes once.
     pub(super) async fn ready(&self) {
-        self.is_ready.notified().await;
+        let activity = || Some((Activity::StartingServices, None));
+        self.bus.reporting(Some(self.step_id), activity, self.is_ready.notified()).await;
     }
 
     /// Returns the last lines.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::{
     event::EventBus,
     ir::Env,
-    model::{SnapshotRef, StdStream},
+    model::{Activity, SnapshotRef, StdStream},
     outputs::StepOutputs,
     runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, StepContext},
     source::FrozenSource,
@@ -296,5 +296,13 @@ impl Output<'_> {
     /// Either all bytes were forwarded, or none.
     pub async fn write(&self, stream: StdStream, bytes: &[u8]) {
         self.bus.output(self.step_id, stream, bytes).await;
+    }
+
+    /// Waits until a machine has started, and reports that it starts if that takes long.
+    ///
+    /// # Cancel safety
+    /// As that of `machine`.
+    pub async fn booting<T>(&self, machine: impl Future<Output = T>) -> T {
+        self.bus.reporting(Some(self.step_id), || Some((Activity::Booting, None)), machine).await
     }
 }

@@ -3,6 +3,7 @@
 use crate::source;
 use std::{
     fs::File,
+    future::Future,
     io::{BufWriter, Seek, Write},
     pin::pin,
     sync::Arc,
@@ -75,12 +76,13 @@ impl<B: VmBackend> VmRunner<B> {
         limits: &Limits,
     ) -> Result<(B::Vm, Arc<Store>, Arc<FrozenSource>), RunnerError> {
         let store = self.store().await?;
-        let source = ctx.archives.freeze(&store).await;
+        let source = ctx.frozen_source(&store).await;
         let source = source.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
         let image = || input.step.image.clone().unwrap_or_else(|| "host".into());
         let (mut vm, saw) = match &input.parent_snapshot {
             Some(snapshot) if let Some((saw, name)) = Self::parse(snapshot) => {
-                let vm = self.backend.restore(name, limits).await?.ok_or_else(|| unknown(snapshot))?;
+                let vm =
+                    booting(ctx, input, self.backend.restore(name, limits)).await?.ok_or_else(|| unknown(snapshot))?;
                 (vm, Some(saw))
             }
             parent if B::LAYERS => {
@@ -93,7 +95,7 @@ impl<B: VmBackend> VmRunner<B> {
                 return Ok((self.backend.boot(ctx, &context, limits, &output).await?, store, source));
             }
             Some(snapshot) => return Err(unknown(snapshot)),
-            None => (self.backend.create(&image(), limits).await?, None),
+            None => (booting(ctx, input, self.backend.create(&image(), limits)).await?, None),
         };
         if saw.as_ref() != Some(&source.id) {
             let workdir = input.workdir.as_ref().into();
@@ -121,6 +123,11 @@ async fn layers(
     .await
 }
 
+/// Waits for a machine, and reports that.
+async fn booting<T>(ctx: &StepContext, input: &ExecutorInput, machine: impl Future<Output = T>) -> T {
+    Output { bus: &ctx.event_bus, step_id: input.step_id }.booting(machine).await
+}
+
 fn unknown(snapshot: &SnapshotRef) -> RunnerError {
     RunnerError::unsupported(format!("no snapshot `{snapshot}`"))
 }
@@ -143,7 +150,8 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             let copying = self.backend.copy_outputs(&mut vm, step);
             Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
         }
-        let config = || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config() };
+        let config =
+            || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config(&ctx.event_bus) };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {

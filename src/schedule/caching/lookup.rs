@@ -19,7 +19,7 @@ use crate::{
         BasePart, BaseRecord, BuildCache, CacheKey, CacheVerdict, Cacheable, Flight, Found, KeyRecord, Lookup,
         LookupOutcome, LookupRequest, StepInputs,
     },
-    model::{CacheMissReason, StepIndex},
+    model::{Activity, CacheMissReason, StepIndex},
     outputs::Collected,
     plan::{Base, BoundService, ServiceSource},
     runner::{CacheIdentity, RunnerIndex, RunnerSet},
@@ -159,8 +159,15 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             None => {
                 self.identities.insert(query, IdentityState::InProgress(vec![step]));
                 let (runners, limit) = (self.runners, self.probe_limit);
-                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
-                self.jobs.push(Box::pin(answer));
+                let bus = self.scope.outputs.map(|(context, _)| &context.event_bus);
+                self.jobs.push(Box::pin(async move {
+                    let asking = identity(runners, limit, query);
+                    let answer = match bus {
+                        Some(bus) => bus.reporting(None, || Some((Activity::ResolvingImage, None)), asking).await,
+                        None => asking.await,
+                    };
+                    JobDone::Identified(query, answer)
+                }));
             }
         }
         None

@@ -35,6 +35,7 @@ const EMPTY: &[Case] = &[
 /// In a project whose pipeline `ci` has one step `test`, which failed.
 const PROJECT: &[Case] = &[
     case(&["run", "nope"], 2, "no pipeline named `nope`", "hint: pipelines: ci"),
+    case(&["run", "test"], 2, "no pipeline named `test`", "step of pipeline `ci`: name both, as in `hm run ci test`"),
     case(&["run", "c"], 2, "no pipeline named `c`", "hint: "),
     case(&["run", "--runner", "sandbx"], 2, "no runner named `sandbx`", "did you mean `sandbox`?"),
     case(&["plan", "--runner", "docker"], 2, "runner `docker` cannot start from image `host`", "--image host=IMAGE"),
@@ -55,6 +56,32 @@ const PROJECT: &[Case] = &[
     case(&["run", "--secret", "HM_TEST_UNSET"], 2, "is missing: variable", "hint: export HM_TEST_UNSET, or pass"),
     case(&["run", "--secret", "T=value"], 2, "invalid value 'T=value'", "NAME=env:VAR or NAME=file:PATH"),
     case(&["run", "--secret", "T=file:/nope"], 2, "failed to read secret `T` from /nope", "No such file"),
+    case(&["run", "ci", "tets"], 2, "no step named `tets` in the pipeline", "hint: did you mean `test`?"),
+    case(&["run", "ci", "zzzzzzzz"], 2, "no step named `zzzzzzzz`", "hint: run `hm plan` to list the steps"),
+    case(&["run", "ci", "--from", "tets"], 2, "no step named `tets` in the pipeline", "hint: did you mean `test`?"),
+    case(&["run", "ci", "test", "--failed"], 2, "cannot be used with '--failed'", "Usage: hm run"),
+    case(&["run", "long", "--failed"], 2, "no earlier run of `long` in ", "hint: run the pipeline without `--failed`"),
+    case(&["run", "--watch", "-f", "-"], 2, "cannot read the pipeline from stdin again", "hint: pass `-f FILE`"),
+    case(&["run", "-d", ".hm/ci.json"], 2, "ci.json is not a directory", ""),
+    case(&["plan", "-f", ".hm/ci.json", "ci"], 2, "no step named `ci` in the pipeline", "hint: run `hm plan`"),
+    case(&["run", "-j", "0"], 2, "invalid value '0' for '--jobs <N>'", "For more information, try '--help'"),
+    case(&["run", "--memory", "lots"], 2, "invalid value 'lots' for '--memory <SIZE>'", "try '--help'"),
+    Case {
+        variable: Some(("HM_TEST_EMPTY", "")),
+        ..case(&["run", "--secret", "HM_TEST_EMPTY"], 2, "secret `HM_TEST_EMPTY` is empty", "hint: set its value")
+    },
+    case(&["report", "ffffffff"], 2, "no run with id prefix `ffffffff`", "hint: run `hm runs`"),
+    Case {
+        variable: Some(("SOURCE_DATE_EPOCH", "now")),
+        ..case(&["man", "pages"], 2, "SOURCE_DATE_EPOCH is not a number of seconds", "hint: unset it")
+    },
+    case(&["init", "-t", "rust"], 2, "the project has a pipeline: .hm/ci.json", "hint: "),
+    case(
+        &["inputs", "test"],
+        2,
+        "what step `test` read was not recorded",
+        "hint: run the pipeline with `--check-inputs`",
+    ),
     case(&["run", "--refresh", "tets"], 2, "no step named `tets`", "hint: did you mean `test`?"),
     case(&["run", "--timeout", "x"], 2, "invalid value 'x' for '--timeout", "a duration such as 90s"),
     case(&["run", "--no-watch"], 2, "`--no-watch` is not possible", "hint: remove the option"),

@@ -81,9 +81,10 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     pipeline(&project, "echo built otherwise > out");
     let changed = lines(&plan(&project, &["ci", "build", "unit"]));
     assert_eq!(changed[2..], ["build will run: its command changed image host", "└─ Unit tests (unit) will run"]);
-    // `-v` also shows the debug log, on stderr.
-    let verbose = Ended::of(&mut project.hm(&["plan", "-v", "ci", "build"])).expect(0).stdout;
-    assert!(verbose.contains("\n  $ echo built otherwise > out\n"), "{verbose}");
+    // `-v` shows the commands, and not the debug log, as of other commands.
+    let verbose = Ended::of(&mut project.hm(&["plan", "-v", "ci", "build"])).expect(0);
+    assert!(verbose.stdout.contains("\n  $ echo built otherwise > out\n"), "{}", verbose.stdout);
+    assert_eq!(verbose.stderr, "");
 
     let json: Value = serde_json::from_str(&plan(&project, &["--format", "json"])).unwrap();
     let of = |at: usize| &json["steps"][at];

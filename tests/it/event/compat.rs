@@ -2,7 +2,7 @@
 
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, StepStatus,
-    event::{CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
+    event::{Activity, ActivityCount, CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
     runner::{ArtifactRef, StepUsage},
 };
 use hm_plugin_protocol::BuildEvent as Theirs;
@@ -136,6 +136,20 @@ fn events_round_trip_through_json() {
             key: "test".into(),
             reason: CacheMissReason::Damaged,
             message: Some("its layer is gone".into()),
+        },
+        BuildEvent::Progress {
+            seq: 3,
+            step_id: None,
+            ts: meta(0).started_at,
+            activity: Activity::PullingImage,
+            count: Some(ActivityCount::new(1, 2)),
+        },
+        BuildEvent::Progress {
+            seq: 4,
+            step_id: Some(id(1)),
+            ts: meta(0).started_at,
+            activity: Activity::Booting,
+            count: None,
         },
         BuildEvent::StepLogLost { seq: 2, step_id: id(1), attempt: 3, message: "gone".into() },
     ];

@@ -6,8 +6,8 @@ use hm_exec::{
     BuildEvent,
     StepStatus::{self, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut},
     event::{
-        self, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol, StateEvent, StdStream,
-        StepEndDetails,
+        self, Activity, ActivityCount, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol,
+        StateEvent, StdStream, StepEndDetails,
     },
     plan::StepIndex,
     runner::{ArtifactRef, Secrets},
@@ -141,6 +141,31 @@ async fn connections_are_written_byte_for_byte_as_when_version_1_got_them() {
     let first: Vec<_> = found(Some(0)).iter().map(Connection::destination).collect();
     assert_eq!(first, ["crates.io:443", "other destinations"]);
     assert_eq!((found(Some(1)).len(), found(Some(1))[0].count, found(None).len()), (1, 70_000, 3));
+}
+
+/// What a run waits for was added to version 1 later.
+#[tokio::test(start_paused = true)]
+async fn activities_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let (mut writer, bus, _events) = create_in(&dir, 2);
+    bus.progress(None, Activity::ReadingSource, None);
+    bus.want_progress(true);
+    bus.progress(None, Activity::ReadingSource, Some(ActivityCount::new(1, 50_000)));
+    bus.progress(None, Activity::CopyingSource, Some(ActivityCount::new(49_999, 50_000)));
+    start(&mut writer, 1);
+    let image = Some(ActivityCount::new(u64::MAX, 0));
+    bus.progress(Some(id(1)), Activity::PullingImage, image);
+    bus.progress(Some(id(1)), Activity::UnpackingImage, image);
+    bus.progress(Some(id(1)), Activity::Booting, None);
+    bus.progress(Some(id(1)), Activity::StartingServices, None);
+    bus.progress(None, Activity::ResolvingImage, None);
+    bus.progress(Some(id(1)), Activity::WaitingForImage, None);
+    end(&mut writer, 1);
+    end_build(writer);
+    let kept = assert_written_as_kept(&dir, "v1-progress");
+    let count = |event: &&BuildEvent| matches!(event, BuildEvent::Progress { .. });
+    assert_eq!(replay(&kept).iter().filter(count).count(), 8);
 }
 
 /// A reader that is older than the kind shows an unknown event, and everything else.

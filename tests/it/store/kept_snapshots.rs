@@ -164,6 +164,7 @@ fn the_environment_of_a_step_is_kept_with_its_snapshot() {
     let snapshot = commit(&bench, "a");
     assert_eq!(bench.store.snapshots().config(&snapshot).unwrap(), None);
     let around = SnapshotConfig {
+        cmd: Some("make".into()),
         env: Arc::new([("GREETING".into(), "hello".into())].into()),
         workdir: "/workspace".into(),
         runner_args: Some(serde_json::json!({ "network": "none" })),

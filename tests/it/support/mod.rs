@@ -11,6 +11,7 @@ pub(crate) mod docker;
 pub(crate) mod docker_daemon;
 pub(crate) mod events;
 pub(crate) mod filesystem;
+pub(crate) mod gated_link;
 pub(crate) mod graphs;
 pub(crate) mod hostile_project;
 pub(crate) mod images;

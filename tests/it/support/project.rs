@@ -146,12 +146,20 @@ impl From<Output> for Ended {
 
 /// Waits until `condition` holds. Fails if it does not within [`PATIENCE`].
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(wait_for(condition), "gave up waiting: {what}");
+}
+
+/// Waits until `condition` holds. Returns false if it does not within [`PATIENCE`].
+pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// Creates a project whose step `test` ran on the sandbox and failed. Returns `None` if this machine has no

@@ -21,9 +21,10 @@ use std::{
 
 use hm_exec::{
     BackendError, Plan,
-    ir::InvalidPipeline,
+    ir::{CommandStep, InvalidPipeline},
     plan::BindOptions,
     project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind, checkout, has_only_outputs, is_own},
+    quote::operands,
 };
 
 use crate::{
@@ -248,10 +249,15 @@ impl Source {
                 })),
             (None, Some(name)) => {
                 let failure = Failure::input(format_args!("no pipeline named `{name}` in {}", hm_dir.display()));
+                let of_step = known.iter().find(|definition| definition.has_step(name));
                 let known = names.join(", ");
-                Err(match nearest(name, &names) {
-                    Some(near) => failure.hint(format_args!("did you mean `{near}`? (pipelines: {known})")),
-                    None => failure.hint(format_args!("pipelines: {known}")),
+                Err(match (of_step, nearest(name, &names)) {
+                    (Some(Definition { name: pipeline, .. }), _) => failure.hint(format_args!(
+                        "it is a step of pipeline `{pipeline}`: name both, as in `hm run {}`",
+                        operands([&**pipeline, name])
+                    )),
+                    (None, Some(near)) => failure.hint(format_args!("did you mean `{near}`? (pipelines: {known})")),
+                    (None, None) => failure.hint(format_args!("pipelines: {known}")),
                 })
             }
             (None, None) => Err(Failure::input("several pipelines, and none is named `ci` or `default`")
@@ -282,6 +288,12 @@ impl Discovery {
 }
 
 impl Definition {
+    /// Returns whether a step has this key or label. An invalid pipeline has none.
+    fn has_step(&self, name: &str) -> bool {
+        let is_named = |step: &CommandStep| *step.key == *name || step.label.as_deref() == Some(name);
+        parse(self).is_ok_and(|plan| plan.pipeline().nodes.iter().any(|node| is_named(&node.step)))
+    }
+
     /// Returns the failure for a backend's refusal to run it.
     pub(crate) fn refused(&self, error: BackendError) -> Failure {
         match error {

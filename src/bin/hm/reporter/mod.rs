@@ -3,6 +3,7 @@
 //! Input: an [`EventStream`] and the notices of `hm` itself. Output: text on stdout or stderr. A terminal
 //! that is stopped, or a pipe that is not read, blocks only this thread; the build does not notice it.
 
+mod activities;
 mod ci;
 mod human;
 mod json;
@@ -98,6 +99,11 @@ impl Format {
     /// Returns whether the output for people is on stdout.
     pub(crate) fn is_on_stdout(self) -> bool {
         matches!(self, Self::Human | Self::Github | Self::Gitlab)
+    }
+
+    /// Returns whether it shows what a run waits for.
+    pub(crate) fn shows_progress(self) -> bool {
+        matches!(self, Self::Progress | Self::JsonFull)
     }
 
     /// Returns whether the output is for programs.

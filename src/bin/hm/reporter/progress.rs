@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     BufferedWriter, Reporter, StdWriter,
+    activities::Activities,
     last_screen::{self, Canvas},
     live_lines::{self, BeginAnew},
     plan_view::PlanView,
@@ -36,6 +37,7 @@ pub(super) struct Progress {
     style: Style,
     show_logs: bool,
     steps: Steps,
+    activities: Activities,
     running: HashMap<Uuid, Running>,
     /// Running steps in the order in which they started; some may have ended since.
     unshown: VecDeque<Uuid>,
@@ -55,6 +57,8 @@ struct Running {
     /// The number of the attempt, and why the one before it failed.
     attempt: u32,
     failure: Option<String>,
+    /// When the next attempt starts, until it does.
+    next_attempt: Option<Instant>,
 }
 
 /// Writes above the bars.
@@ -110,6 +114,7 @@ impl Progress {
             style,
             show_logs,
             steps: Steps::new(plan),
+            activities: Activities::default(),
             running: HashMap::new(),
             unshown: VecDeque::new(),
             shown: Vec::new(),
@@ -140,6 +145,20 @@ impl Progress {
             self.bars.remove(&bar);
             self.shown.retain(|shown| *shown != step_id);
         }
+    }
+
+    /// Returns what is shown beside a running step: what it waits for, or else its last line, or why its last
+    /// attempt failed.
+    fn message(&self, step_id: Uuid, running: &Running) -> Option<String> {
+        if let (Some(failure), Some(next)) = (&running.failure, running.next_attempt) {
+            let wait = text::duration(next.saturating_duration_since(Instant::now()));
+            return Some(format!("next attempt in {wait}: {failure}"));
+        }
+        let activity = self.activities.text(Some(step_id), self.steps.runner(step_id));
+        activity.or_else(|| {
+            let line = self.steps.last_line(step_id).or(running.failure.as_deref());
+            line.map(|line| text::clean(line).replace('\t', " "))
+        })
     }
 
     fn clear_bars(&self) {
@@ -189,11 +208,13 @@ impl Reporter for Progress {
     fn event(&mut self, event: &BuildEvent) {
         let style = self.style;
         self.steps.learn(event, style);
+        self.activities.learn(event);
         match event {
             BuildEvent::StepStart { step_id, attempt, .. } => {
-                let fresh = Running { since: Instant::now(), bar: None, attempt: 1, failure: None };
+                let fresh = Running { since: Instant::now(), bar: None, attempt: 1, failure: None, next_attempt: None };
                 let running = self.running.entry(*step_id).or_insert(fresh);
                 running.attempt = *attempt;
+                running.next_attempt = None;
                 if running.bar.is_none() {
                     self.unshown.push_back(*step_id);
                 }
@@ -204,11 +225,12 @@ impl Reporter for Progress {
                 let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
                 self.say(&format!("{mark} {key} cache miss: {}", text::clean(message)));
             }
-            BuildEvent::StepRetry { step_id, attempt, message, .. } => {
+            BuildEvent::StepRetry { step_id, attempt, message, backoff_ms, .. } => {
                 let (key, message) = (self.steps.name(*step_id), text::clean(message));
                 self.say(&format!("{} {key} attempt {attempt} failed: {message}", style.odd("!")));
                 if let Some(running) = self.running.get_mut(step_id) {
                     running.failure = Some(message);
+                    running.next_attempt = Instant::now().checked_add(Duration::from_millis(*backoff_ms));
                 }
             }
             BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
@@ -253,14 +275,17 @@ impl Reporter for Progress {
             let key = self.steps.name(*step_id);
             let attempt = if running.attempt > 1 { format!(" (attempt {})", running.attempt) } else { String::new() };
             bar.set_prefix(format!("{key}{attempt} {}", text::duration(running.since.elapsed())));
-            if let Some(line) = self.steps.last_line(*step_id).or(running.failure.as_deref()) {
-                bar.set_message(text::clean(line).replace('\t', " "));
+            if let Some(message) = self.message(*step_id, running) {
+                bar.set_message(message);
             }
             bar.tick();
         }
         let mut total = format!("{}/{} steps", self.steps.ended(), self.steps.len());
         if self.running.len() > self.shown.len() {
             total.push_str(&format!(" · … {} more running", self.running.len() - self.shown.len()));
+        }
+        if let Some(activity) = self.activities.text(None, "") {
+            total.push_str(&format!(" · {activity}"));
         }
         total.push_str(&format!(" · {}", text::duration(self.started.elapsed())));
         self.total.set_message(text::cut(&total, columns.saturating_sub(FREE_COLUMNS)).into_owned());

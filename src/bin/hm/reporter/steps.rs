@@ -270,6 +270,11 @@ impl Steps {
         self.running.get(&step_id)?.tail.last_line()
     }
 
+    /// Returns the runner of a running step.
+    pub(super) fn runner(&self, step_id: Uuid) -> &str {
+        self.running.get(&step_id).map_or("", |running| &running.runner)
+    }
+
     /// Returns all steps in the order of the plan.
     pub(super) fn all(&self) -> impl Iterator<Item = ListedStep<'_>> {
         self.infos.iter().map(|info| ListedStep {

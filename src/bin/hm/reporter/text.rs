@@ -4,7 +4,8 @@ use std::{borrow::Cow, time::Duration};
 
 /// Appends one line of foreign text to `out` so that it can only show characters on a terminal and, with
 /// `colors`, colour them. Other escape sequences are removed, control characters are shown as `^X`, and text
-/// that a carriage return would have overwritten is left out. Colours are reset at the end.
+/// that a carriage return would have overwritten is left out. A line feed, which no line has, is shown as a
+/// blank. Colours are reset at the end.
 pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     // Checks every byte without an early exit, so that the loop can be vectorized.
     if line.bytes().fold(true, |plain, byte| plain & is_plain_byte(byte)) {
@@ -16,6 +17,7 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     while let Some(c) = chars.next() {
         match c {
             '\t' => out.push('\t'),
+            '\n' => out.push(' '),
             '\x1b' => colored |= skip_sequence(out, &mut chars, colors),
             '\u{9b}' => colored |= control_sequence(out, &mut chars, colors),
             '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
@@ -30,6 +32,17 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     }
     if colored {
         out.push_str("\x1b[0m");
+    }
+}
+
+/// Appends text of several lines like [`push_clean`], without colours. Lines after the first are indented, so
+/// that none of them looks like one of hm's own.
+pub(crate) fn push_clean_lines(out: &mut String, text: &str) {
+    for (at, line) in text.lines().enumerate() {
+        if at > 0 {
+            out.push_str("\n    ");
+        }
+        push_clean(out, line.trim_end(), false);
     }
 }
 
@@ -211,6 +224,14 @@ mod tests {
         ] {
             assert_eq!(with_colors(hostile), shown, "{hostile:?}");
         }
+    }
+
+    #[test]
+    fn text_of_several_lines_is_indented_and_cannot_look_like_a_line_of_its_own() {
+        let mut out = "error: ".to_owned();
+        push_clean_lines(&mut out, "one  \ntwo\n\n\x1b[2Jhint: run this\n");
+        assert_eq!(out, "error: one\n    two\n    \n    hint: run this");
+        assert_eq!(clean("one\ntwo\n"), "one two");
     }
 
     #[test]

@@ -337,6 +337,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.trace_inputs = args.check_inputs;
     request.options.timeout = args.timeout;
     request.options.watch = true;
+    request.options.progress = format.shows_progress();
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
     let shared = runners::remote_cache(&images, &config)?;
