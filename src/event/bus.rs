@@ -71,6 +71,11 @@ impl EventBus {
         Cow::Owned(masked)
     }
 
+    /// Returns a text with secrets masked.
+    pub(crate) fn masked_text<'b>(&self, text: &'b str) -> Cow<'b, str> {
+        self.shared.mask_text(text)
+    }
+
     /// Appends whole lines beside the output of a step's command. Secrets must be [masked](Self::masked)
     /// already: the bytes that masking holds back of the command's output stay what they are.
     ///

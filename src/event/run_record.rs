@@ -10,7 +10,7 @@ use super::{
     logs::journal_path,
     record::{Record, build_status_of, step_status_of, stream_of},
     replay::{OpenJournal, records},
-    trailing::{EndFields, decode_end, decode_retry},
+    trailing::{decode_end, decode_retry},
 };
 use crate::model::{ArtifactRef, BuildStatus, SnapshotRef, StdStream, StepIndex, StepStatus, StepUsage, TestResults};
 
@@ -102,7 +102,7 @@ pub struct LogPiece {
     pub stream: StdStream,
     /// When it was written, in milliseconds since the start of the run.
     pub at_ms: u64,
-    /// Where it begins in the log of the attempt, in bytes.
+    /// The offset of its first byte in the log of the attempt.
     pub offset: u64,
     /// Its length, in bytes.
     pub len: u64,
@@ -221,17 +221,16 @@ fn apply(steps: &mut [StepRecord], record: &Record<'_>) {
         }
         Record::StepEnd { at_ms, step, attempt, status, exit_code, duration_ms, snapshot, message, trailing } => {
             let Some(known) = steps.get_mut(step as usize) else { return };
-            let EndFields { artifacts, refinement, usage, tests } = decode_end(trailing).unwrap_or_default();
-            let refine = |status| refinement.map_or(status, |refinement| refinement.refine(status));
-            known.status = step_status_of(status).map(refine);
+            let fields = decode_end(trailing).unwrap_or_default();
+            known.status = step_status_of(status).map(|status| fields.refine(status));
             known.attempts = attempt;
             known.ended_ms = Some(at_ms);
             known.duration_ms = Some(duration_ms);
             known.message = message.map(Arc::from);
             known.exit_code = Some(exit_code);
-            known.artifacts = artifacts;
-            known.usage = usage;
-            known.tests = tests.map(Box::new);
+            known.artifacts = fields.artifacts;
+            known.usage = fields.usage;
+            known.tests = fields.tests.map(Box::new);
             known.snapshot = snapshot.map(SnapshotRef::from).or(known.snapshot.take());
             if let Some(last) = known.attempt_times.last_mut() {
                 last.ended_ms.get_or_insert(at_ms);

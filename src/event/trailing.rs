@@ -50,7 +50,7 @@ impl Refinement {
     }
 
     /// Returns the refined status. A status that has no such refinement stays as it is.
-    pub(super) const fn refine(self, status: StepStatus) -> StepStatus {
+    const fn refine(self, status: StepStatus) -> StepStatus {
         match (self, status) {
             (Self::Flaky, StepStatus::Passed) => StepStatus::Flaky,
             (Self::Allowed, StepStatus::Failed | StepStatus::TimedOut | StepStatus::OutOfMemory) => {

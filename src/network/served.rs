@@ -276,3 +276,47 @@ pub(super) async fn accept(listeners: &[TcpListener]) -> TcpStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        net::{Ipv4Addr, SocketAddr, UdpSocket},
+        os::unix::net::UnixDatagram,
+    };
+
+    use tokio::{io::Interest, runtime::Builder, task::LocalSet};
+
+    use super::{super::packet, *};
+    use crate::userns::register;
+
+    #[test]
+    fn datagrams_that_are_in_the_device_when_the_step_ends_are_sent() {
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let port = receiver.local_addr().unwrap().port();
+        // What the kernel of the step writes, the device has.
+        let (kernel, device) = UnixDatagram::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        let (from, to) = (SocketAddr::from(([10, 0, 2, 15], 5000)), SocketAddr::from(([10, 0, 2, 2], port)));
+        for content in [b"one", b"two"] {
+            kernel.send(&packet::datagram(from, to, content).unwrap()).unwrap();
+        }
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let summary = LocalSet::new().block_on(&runtime, async {
+            let tun = register(Arc::new(OwnedFd::from(device)), Interest::READABLE).unwrap();
+            let counters = Arc::new(Counters::new(File::open("/proc/self/net/snmp").unwrap().into()));
+            let devices = Rc::new(Devices { tun, listeners: Vec::new(), counters });
+            let access = Access { host_ports: vec![port], egress: None };
+            // The step has ended before anything was read.
+            let (_, end) = oneshot::channel();
+            serve(&devices, (access, Box::new(|_| {})), &Rc::new(Pipes::new()), None, end).await.unwrap()
+        });
+        assert!(!summary.is_unused);
+        for content in [b"one", b"two"] {
+            let mut buffer = [0; 9];
+            let length = receiver.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], content);
+        }
+    }
+}

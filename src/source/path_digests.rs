@@ -32,13 +32,14 @@ pub(super) const PIPELINES: &str = ".hm";
 const MAX_LINKS: usize = 40;
 
 /// Returns the digest of what each of `patterns` matches in a frozen source of the directory `checkout`,
-/// or `None` for a pattern that matches nothing. The source's manifest is read unless it is given. Blocks.
+/// or `None` for a pattern that matches nothing. The manifest is read unless it is `frozen`. Blocks.
 ///
 /// # Errors
 /// Returns an error if the source's manifest, or the checkout's `.hm/`, cannot be read.
 pub(crate) fn path_digests(
     store: &Store,
-    (source, mut frozen): (&SourceId, Option<Arc<Manifest>>),
+    source: &SourceId,
+    mut frozen: Option<Arc<Manifest>>,
     checkout: &Path,
     patterns: BTreeSet<String>,
 ) -> Result<BTreeMap<String, Option<[u8; 32]>>, StoreError> {

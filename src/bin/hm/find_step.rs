@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use hm_exec::{
     StepStatus,
-    event::{self, StepRecord},
+    event::{self, RunRecord, StepRecord},
     store::{Run, Store, StoreError},
 };
 
@@ -27,6 +27,11 @@ pub(crate) fn find_run<'a>(
     text: &'a str,
     dir: Option<&Path>,
 ) -> Outcome<(Run, Vec<StepRecord>, &'a str)> {
+    find_record(store, text, dir).map(|(run, record, rest)| (run, record.steps, rest))
+}
+
+/// Returns the run that `text` names, its record, and the part of the text after the run.
+pub(crate) fn find_record<'a>(store: &Store, text: &'a str, dir: Option<&Path>) -> Outcome<(Run, RunRecord, &'a str)> {
     let head = text.split_once(':').map_or(text, |(head, _)| head);
     if let Some((prefix, _)) = head.split_once('/').filter(|(prefix, _)| is_id(prefix)) {
         let rest = &text[prefix.len() + 1..];
@@ -36,16 +41,16 @@ pub(crate) fn find_run<'a>(
                  collection removes old runs",
             )
         })?;
-        let steps = steps_of(store, &run)?;
-        return Ok((run, steps, rest));
+        let record = record_of(store, &run)?;
+        return Ok((run, record, rest));
     }
     let mut newest = None;
     let mut with_label = None;
     let mut unread = None;
     for run in last_of_each_pipeline(store, dir)? {
         // One damaged journal does not hide the other runs.
-        let steps = match steps_of(store, &run) {
-            Ok(steps) => steps,
+        let record = match record_of(store, &run) {
+            Ok(record) => record,
             Err(failure) => {
                 if newest.is_none() {
                     unread.get_or_insert(failure);
@@ -54,13 +59,13 @@ pub(crate) fn find_run<'a>(
             }
         };
         let is_it = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
-        if steps.iter().any(|step| is_it(&step.key)) {
-            return Ok((run, steps, text));
+        if record.steps.iter().any(|step| is_it(&step.key)) {
+            return Ok((run, record, text));
         }
-        if with_label.is_none() && steps.iter().any(|step| is_it(&step.display_name)) {
-            with_label = Some((run, steps, text));
+        if with_label.is_none() && record.steps.iter().any(|step| is_it(&step.display_name)) {
+            with_label = Some((run, record, text));
         } else {
-            newest.get_or_insert((run, steps, text));
+            newest.get_or_insert((run, record, text));
         }
     }
     // If nothing has the name, the newest run is the result, and that may be one that cannot be read.
@@ -122,7 +127,11 @@ pub(crate) fn last_run(store: &Store, dir: Option<&Path>) -> Outcome<(Run, Vec<S
 }
 
 pub(crate) fn steps_of(store: &Store, run: &Run) -> Outcome<Vec<StepRecord>> {
-    event::step_records(store.runs().dir(run.id)).map_err(|error| {
+    record_of(store, run).map(|record| record.steps)
+}
+
+pub(crate) fn record_of(store: &Store, run: &Run) -> Outcome<RunRecord> {
+    event::run_record(store.runs().dir(run.id)).map_err(|error| {
         Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
             .because(error)
             .hint("it may have been removed by garbage collection: run the pipeline again")

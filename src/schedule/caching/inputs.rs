@@ -88,7 +88,7 @@ impl<'a> Inputs<'a> {
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
         let manifest = archives.take_manifest();
         let looking =
-            tokio::task::spawn_blocking(move || source::path_digests(&store, (&id, manifest), &checkout, patterns));
+            tokio::task::spawn_blocking(move || source::path_digests(&store, &id, manifest, &checkout, patterns));
         looking.await.map_err(|error| Arc::from(error.to_string()))?.map_err(in_words)
     }
 }

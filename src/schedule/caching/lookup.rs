@@ -3,7 +3,7 @@
 //! A lookup first needs the identity of the step's image and the digest of its inputs. Both are queried once
 //! per build, and steps wait for them.
 
-use std::{collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, future::Future, mem, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
@@ -387,10 +387,19 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             return;
         };
         let (bound, runner) = (self.plan.step(step), self.plan.runner(step));
+        let mut base = base.clone();
+        // As in the journal: `hm why` and reports print it.
+        if let (BaseRecord::Image { name, identity }, Some((context, _))) = (&mut base, self.scope.outputs) {
+            for text in [name, identity] {
+                if let Cow::Owned(masked) = context.event_bus.masked_text(text) {
+                    *text = masked.into();
+                }
+            }
+        }
         self.records.push(KeyRecord {
             step: Arc::clone(&bound.step),
             env: Arc::clone(&bound.env),
-            base: base.clone(),
+            base,
             key: *key,
             runner: Arc::clone(&runner.name),
             runner_version: runner.cache_version,

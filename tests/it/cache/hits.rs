@@ -175,6 +175,19 @@ async fn the_output_of_a_cached_step_outlives_its_run_and_has_no_secrets() {
 }
 
 #[tokio::test]
+async fn what_is_kept_of_keys_has_no_secret_of_an_images_name() {
+    let bench = Bench::new();
+    let mut step = cached("a");
+    step["image"] = "registry.example/hunter2:1".into();
+    bench.run_with(&pipeline(&[step], &[]), |request| request.secrets.insert("TOKEN", "hunter2")).await;
+    let runs: Vec<_> = fs::read_dir(&bench.runs).unwrap().map(|run| run.unwrap().path()).collect();
+    let [run] = &runs[..] else { panic!("one run: {runs:?}") };
+    let kept = fs::read(run.join("cache-keys")).unwrap();
+    let kept = String::from_utf8_lossy(&kept);
+    assert!(kept.contains("registry.example/***:1") && !kept.contains("hunter2"), "{kept}");
+}
+
+#[tokio::test]
 async fn the_store_records_the_run_and_how_it_ended() {
     let bench = Bench::new();
     bench.state().exits.insert("a".into(), vec![1]);

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
-use crate::support::project::{Ended, Project};
+use crate::support::project::{Ended, Project, ir_of};
 
 /// Reads a report as other programs do, and prints what they find as JSON.
 const READ: &str = "
@@ -24,9 +24,8 @@ fn project() -> Project {
         json!({ "step": { "key": "test", "cmd": failing }, "env": {} }),
         json!({ "step": { "key": "deploy", "cmd": "true" }, "env": {} }),
     ];
-    let edges = json!([[0, 1, "depends_on"], [1, 2, "depends_on"]]);
-    let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges });
-    project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+    let edges = [json!([0, 1, "depends_on"]), json!([1, 2, "depends_on"])];
+    project.file(".hm/ci.json", &ir_of(&nodes, &edges));
     project.run(&[]).expect(1);
     project
 }

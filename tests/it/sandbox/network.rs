@@ -102,16 +102,21 @@ fn own_address() -> std::net::IpAddr {
     }
 }
 
+/// Returns a port of the machine's loopback whose queue is full, and what keeps it so: the kernel ignores
+/// further connections, as a firewall does.
+fn silent() -> (u16, (TcpListener, TcpStream)) {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    (address.port(), (listener, TcpStream::connect(address).unwrap()))
+}
+
 #[tokio::test]
 async fn a_port_that_refuses_is_refused_and_a_silent_one_keeps_the_step_waiting_only() {
     let refusing = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-    // A full queue: the kernel ignores further connections, as a firewall does.
-    let silent = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
-    rustix::net::bind(&silent, &std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-    rustix::net::listen(&silent, 0).unwrap();
-    let silent = TcpListener::from(silent);
-    let port = silent.local_addr().unwrap().port();
-    let _full = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let (port, _silent) = silent();
     let code = format!(
         "for port in [{refusing}, {port}]:\n\
          \x20   try: socket.create_connection((HOST, port), 1)\n\
@@ -221,14 +226,7 @@ async fn every_user_of_a_step_has_its_network() {
 
 #[tokio::test]
 async fn a_step_that_waits_for_silent_destinations_ends_when_it_is_cancelled() {
-    let listener = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None);
-    let silent = listener.unwrap();
-    rustix::net::bind(&silent, &std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
-    rustix::net::listen(&silent, 0).unwrap();
-    let silent = TcpListener::from(silent);
-    let port = silent.local_addr().unwrap().port();
-    // The queue is full: the kernel ignores further connections, as a firewall does.
-    let _full = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let (port, _silent) = silent();
     let code = format!(
         "all = [socket.socket() for _ in range(100)]\n\
          for s in all: s.setblocking(False); s.connect_ex((HOST, {port}))\n\
@@ -254,7 +252,7 @@ async fn a_step_that_waits_for_silent_destinations_ends_when_it_is_cancelled() {
 }
 
 #[tokio::test]
-async fn packets_to_the_engine_are_not_paced() {
+async fn a_namespace_has_the_settings_of_a_path_in_memory() {
     let code =
         "for name in ['tcp_congestion_control', 'tcp_wmem']: print(open('/proc/sys/net/ipv4/' + name).read().split())";
     let output = passes(&Bench::new(), python(code, &[])).await;

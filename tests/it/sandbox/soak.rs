@@ -94,6 +94,11 @@ async fn one_step(bench: &Bench, port: u16) {
     assert_eq!(result.exit_code, 0, "{}", run.output().await);
 }
 
+/// Waits longer than idle threads live, so that what is counted does not depend on the last round.
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(15)).await;
+}
+
 #[tokio::test]
 #[ignore = "takes minutes: `just soak`"]
 #[allow(clippy::print_stdout, reason = "it prints figures")]
@@ -104,6 +109,7 @@ async fn thousands_of_steps_with_connections_leave_nothing() {
     for _ in 0..WARM_UP {
         round().await;
     }
+    settle().await;
     let before = Held::now();
     println!("after {} steps: {before:?}", WARM_UP * AT_ONCE);
     let since = Instant::now();
@@ -112,6 +118,7 @@ async fn thousands_of_steps_with_connections_leave_nothing() {
         round().await;
         rounds += 1;
     }
+    settle().await;
     eventually("descriptors are closed", || Held::now().files <= before.files).await;
     let after = Held::now();
     println!("after {} steps: {after:?}", rounds * AT_ONCE);

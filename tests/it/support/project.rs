@@ -99,6 +99,11 @@ pub(crate) fn ir(steps: &[Step<'_>]) -> String {
         steps.iter().map(|(key, cmd, _)| json!({ "step": { "key": key, "cmd": cmd }, "env": {} })).collect();
     let parents = steps.iter().enumerate().filter_map(|(at, step)| step.2.map(|parent| (parent, at)));
     let edges: Vec<Value> = parents.map(|(parent, child)| json!([parent, child, "builds_in"])).collect();
+    ir_of(&nodes, &edges)
+}
+
+/// Returns the IR of a pipeline of nodes and edges on the host's system.
+pub(crate) fn ir_of(nodes: &[Value], edges: &[Value]) -> String {
     json!({
         "version": "0",
         "default_image": "host",

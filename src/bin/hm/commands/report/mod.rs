@@ -23,7 +23,7 @@ use hm_exec::{
 use super::logs;
 use crate::{
     failure::{Failure, Outcome},
-    find_step::{find_run, last_run, run_with_id},
+    find_step::{find_record, record_of, run_with_id},
     store,
 };
 
@@ -68,19 +68,22 @@ struct Report<'a> {
     run: &'a Run,
     record: RunRecord,
     logs: BTreeMap<(StepIndex, u32), PathBuf>,
-    /// `None` if the records of cache keys cannot be read.
+    /// `None` if no page is written, or if the records of cache keys cannot be read.
     explainer: Option<Explainer<'a>>,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
-    let run = find(&store, args)?;
-    let report = Report::of(&store, &run)?;
+    let (run, record) = find(&store, args)?;
+    let mut report = Report::of(&store, &run, record)?;
     let reports = [&args.html, &args.junit, &args.trace];
     if reports.into_iter().flatten().filter(|path| is_stdout(path)).count() > 1 {
         return Err(Failure::input("only one report can be written to stdout").hint("name files for the others"));
     }
     if let Some(path) = &args.html {
+        report.explainer = Explainer::new(&store, &run, COMPARED_RUNS)
+            .inspect_err(|error| tracing::debug!(%error, "the report does not explain what was cached"))
+            .ok();
         write(path, |out| html::write(&report, out))?;
     }
     if let Some(path) = &args.junit {
@@ -94,13 +97,16 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the run that the arguments name.
-fn find(store: &Store, args: &Args) -> Outcome<Run> {
-    let Some(id) = &args.run else { return last_run(store, args.dir.as_deref()).map(|(run, _)| run) };
+/// Returns the run that the arguments name, and its record.
+fn find(store: &Store, args: &Args) -> Outcome<(Run, RunRecord)> {
+    let Some(id) = &args.run else {
+        // No step has an empty key, so the newest run is the result.
+        return find_record(store, "", args.dir.as_deref()).map(|(run, record, _)| (run, record));
+    };
     match run_with_id(store, id)? {
-        Some(run) => Ok(run),
+        Some(run) => record_of(store, &run).map(|record| (run, record)),
         // The error is that of `RUN/STEP`.
-        None => find_run(store, &format!("{id}/"), args.dir.as_deref()).and_then(|_| {
+        None => find_record(store, &format!("{id}/"), args.dir.as_deref()).and_then(|_| {
             Err(Failure::input(format_args!("`{id}` is not a run")).hint("run `hm runs` to list the runs"))
         }),
     }
@@ -158,17 +164,9 @@ fn buffered<W: Write>(file: W, write: impl FnOnce(&mut dyn Write) -> io::Result<
 }
 
 impl<'a> Report<'a> {
-    fn of(store: &'a Store, run: &'a Run) -> Outcome<Self> {
-        let dir = store.runs().dir(run.id);
-        let record = event::run_record(&dir).map_err(|error| {
-            Failure::infrastructure(format_args!("failed to read the journal of run {}", run.id))
-                .because(error)
-                .hint("it may have been removed by garbage collection: run the pipeline again")
-        })?;
-        let logs = event::log_files(&dir).map_err(|error| Self::unreadable(run, error))?;
-        let explainer = Explainer::new(store, run, COMPARED_RUNS)
-            .inspect_err(|error| tracing::debug!(%error, "the report does not explain what was cached"));
-        Ok(Self { store, run, record, logs, explainer: explainer.ok() })
+    fn of(store: &'a Store, run: &'a Run, record: RunRecord) -> Outcome<Self> {
+        let logs = event::log_files(store.runs().dir(run.id)).map_err(|error| Self::unreadable(run, error))?;
+        Ok(Self { store, run, record, logs, explainer: None })
     }
 
     fn unreadable(run: &Run, error: io::Error) -> Failure {

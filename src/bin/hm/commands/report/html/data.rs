@@ -4,7 +4,6 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use hm_exec::{
     StepStatus,
-    cache::{Difference, Explanation},
     event::{self, Connection, StepRecord},
     outcome::TestResults,
     plan::StepIndex,
@@ -203,26 +202,10 @@ impl Steps<'_> {
         let Some(explainer) = &self.report.explainer else { return Vec::new() };
         match explainer.explain_one(&step.key) {
             Ok(explanation) if explanation.verdict.is_none() => Vec::new(),
-            Ok(mut explanation) => {
-                leave_out_images(&mut explanation);
-                why::as_text(&explanation, step).lines().map(|line| line.trim().to_owned()).collect()
-            }
+            Ok(explanation) => why::as_text(&explanation, step).lines().map(|line| line.trim().to_owned()).collect(),
             Err(error) => vec![format!("unknown: {error}")],
         }
     }
-}
-
-/// Leaves out the names of images, which may contain secrets: the records of cache keys are not masked, as
-/// the journal is.
-fn leave_out_images(explanation: &mut Explanation) {
-    for difference in &mut explanation.differences {
-        match difference {
-            Difference::Image { was, is } => (*was, *is) = ("one".into(), "another".into()),
-            Difference::ImageContent { image, .. } => *image = "of the step".into(),
-            _ => {}
-        }
-    }
-    explanation.because.iter_mut().for_each(leave_out_images);
 }
 
 fn net((attempt, connection): &(u32, Connection)) -> Net<'_> {

@@ -120,14 +120,19 @@ const load = [];
   }
 }
 const mostAtOnce = load.reduce((most, [, running]) => Math.max(most, running), 0);
-function runningAt(ms) {
+// Returns the index of the first change after a moment.
+function loadAfter(ms) {
   let [low, high] = [0, load.length];
   while (low < high) {
     const middle = (low + high) >> 1;
     if (load[middle][0] <= ms) low = middle + 1;
     else high = middle;
   }
-  return low === 0 ? 0 : load[low - 1][1];
+  return low;
+}
+function runningAt(ms) {
+  const after = loadAfter(ms);
+  return after === 0 ? 0 : load[after - 1][1];
 }
 
 // The path of steps that took the longest together, as `hm run` prints it.

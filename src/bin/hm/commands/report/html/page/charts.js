@@ -162,10 +162,10 @@ const timeline = () => chart("Timeline", "Arrow keys go from step to step, Enter
     step.at = at;
     (lanes[lane] = lanes[lane] || []).push(step);
   });
-  const ms = (view) => view.scale;
-  const x = (time, view) => time * ms(view) - view.x;
+  const x = (time, view) => time * view.scale - view.x;
+  const scaled = (scale, view) => Math.min(Math.max(scale, (view.width - 16) / total), 20);
   const limit = (view) => {
-    view.scale = Math.min(Math.max(view.scale, (view.width - 16) / total), 20);
+    view.scale = scaled(view.scale, view);
     view.x = Math.max(-8, Math.min(view.x, total * view.scale - view.width + 8));
     view.y = Math.max(0, Math.min(view.y, ends.length * LANE + AXIS + LOAD + 8 - view.height));
   };
@@ -179,8 +179,7 @@ const timeline = () => chart("Timeline", "Arrow keys go from step to step, Enter
     limit,
     zoom(view, factor, px) {
       const time = (px + view.x) / view.scale;
-      view.scale *= factor;
-      view.scale = Math.min(Math.max(view.scale, (view.width - 16) / total), 20);
+      view.scale = scaled(view.scale * factor, view);
       view.x = time * view.scale - px;
     },
     show(step, view) {
@@ -253,15 +252,17 @@ const timeline = () => chart("Timeline", "Arrow keys go from step to step, Enter
       context.globalAlpha = 0.35;
       context.beginPath();
       const height = (running) => AXIS + LOAD - 4 - (running / Math.max(1, mostAtOnce)) * (LOAD - 10);
-      context.moveTo(x(0, view), height(0));
-      let before = 0;
-      for (const [at, running] of load) {
-        context.lineTo(x(at, view), height(before));
-        context.lineTo(x(at, view), height(running));
-        before = running;
+      const [first, last] = [Math.max(from, 0), Math.min(to, total)];
+      let before = runningAt(first);
+      context.moveTo(x(first, view), height(0));
+      context.lineTo(x(first, view), height(before));
+      for (let at = loadAfter(first); at < load.length && load[at][0] <= last; at += 1) {
+        context.lineTo(x(load[at][0], view), height(before));
+        context.lineTo(x(load[at][0], view), height(load[at][1]));
+        before = load[at][1];
       }
-      context.lineTo(x(total, view), height(before));
-      context.lineTo(x(total, view), height(0));
+      context.lineTo(x(last, view), height(before));
+      context.lineTo(x(last, view), height(0));
       context.fill();
       context.globalAlpha = 1;
       labels(context, view, ticks, x);

@@ -72,4 +72,12 @@ function virtualTable({ label, columns, rowHeight, open, className }) {
     find: (test) => rows.findIndex(test),
   };
 }
+// Lets keys lead from a search to what it found.
+function leadsTo(search, table) {
+  search.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown" && event.key !== "Enter") return;
+    table.box.focus();
+    event.preventDefault();
+  });
+}
 const singleKeys = () => byId("keys").checked;

@@ -128,12 +128,7 @@ function stepsView() {
     say(shown.textContent);
   }
   search.addEventListener("input", later(update, 80));
-  search.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowDown" || event.key === "Enter") {
-      table.box.focus();
-      event.preventDefault();
-    }
-  });
+  leadsTo(search, table);
   sort.addEventListener("change", update);
   update();
   return { node: el("div", { class: "fill-view" }, el("div", { class: "tools" }, search, el("label", {}, "Sort by ", sort), shown),
@@ -187,12 +182,7 @@ function logsView() {
     found.textContent = hits.length >= MAX_HITS ? `the first ${count(MAX_HITS, "line")}` : hits.length ? count(hits.length, "line") : "nothing found";
   }
   search.addEventListener("input", later(update, 150));
-  search.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowDown" || event.key === "Enter") {
-      table.box.focus();
-      event.preventDefault();
-    }
-  });
+  leadsTo(search, table);
   onlyErr.addEventListener("change", update);
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", update, { once: true });
   update();
