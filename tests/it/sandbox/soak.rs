@@ -92,6 +92,7 @@ async fn one_step(bench: &Bench, port: u16) {
     let mut run = bench.run();
     let result = bench.step(&mut run, ask).await.unwrap();
     assert_eq!(result.exit_code, 0, "{}", run.output().await);
+    run.ctx.end_build().await;
 }
 
 /// Waits longer than idle threads live, so that what is counted does not depend on the last round.
