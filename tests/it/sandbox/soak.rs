@@ -21,7 +21,7 @@ const AT_ONCE: usize = 4;
 /// The rounds before the first count: caches, pools and allocators have grown by then.
 const WARM_UP: usize = 50;
 /// How much larger this process may be at the end than after the warm-up.
-const MAX_GROWTH_KIB: u64 = 32 << 10;
+const MAX_GROWTH_KIB: u64 = 8 << 10;
 
 /// What this process has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
