@@ -16,6 +16,12 @@ fuzz target seconds="1200":
     RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} fuzz/artifacts/corpus-{{target}} fuzz/corpus/{{target}} -- \
         -max_total_time={{seconds}} -rss_limit_mb=2048 -timeout=20
 
+# What the remote cache moves over the commits of a project, whole layers beside chunks: a directory with a tree for each
+# commit, an image, and the command that builds a tree there.
+chunk-traffic commits image build:
+    HM_MEASURE_COMMITS={{quote(commits)}} HM_MEASURE_IMAGE={{quote(image)}} HM_MEASURE_BUILD={{quote(build)}} \
+        cargo test --test it cloud::chunk_traffic -- --ignored --nocapture
+
 # Thousands of steps with connections in one process, for as many seconds as you like: nothing may be left of them.
 soak seconds="300":
     HM_SOAK_SECONDS={{seconds}} cargo test --test it sandbox::soak -- --ignored --nocapture

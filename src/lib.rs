@@ -45,7 +45,8 @@ pub mod outcome;
 #[doc(hidden)]
 pub mod outputs;
 pub mod plan;
-mod programs;
+#[doc(hidden)]
+pub mod programs;
 pub mod project;
 #[doc(hidden)]
 pub mod quote;

@@ -77,6 +77,18 @@ pub struct BuildOutcome {
     pub finished_at: DateTime<Utc>,
     /// The address of a page to watch, if the backend has one.
     pub watch_url: Option<String>,
+    /// How many attempts did something else than the result that a look-up by what steps read would have
+    /// taken, if the request asked for that comparison.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub shadow_differences: usize,
+    /// How many of these look-ups, comparisons and records failed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub shadow_failures: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl BuildOutcome {
@@ -88,6 +100,16 @@ impl BuildOutcome {
         started_at: DateTime<Utc>,
         finished_at: DateTime<Utc>,
     ) -> Self {
-        Self { build, status, message: None, steps: Vec::new(), started_at, finished_at, watch_url: None }
+        Self {
+            build,
+            status,
+            message: None,
+            steps: Vec::new(),
+            started_at,
+            finished_at,
+            watch_url: None,
+            shadow_differences: 0,
+            shadow_failures: 0,
+        }
     }
 }

@@ -12,13 +12,15 @@ use crate::project::checkout;
 /// Returns the program of this name in `PATH`. Searches only absolute directories, and none in the checkout
 /// around the working directory: a project must not be able to run code as the user through a file that
 /// happens to have the name of a program.
-pub(crate) fn find(name: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     directories(&path).into_iter().map(|dir| dir.join(name)).find(|path| is_program(path))
 }
 
 /// Returns `PATH` without the directories that [`find`] skips, for a program that looks for others.
-pub(crate) fn search_path() -> OsString {
+#[must_use]
+pub fn search_path() -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     env::join_paths(directories(&path)).unwrap_or_default()
 }

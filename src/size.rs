@@ -34,6 +34,13 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(1 << shift).ok_or(SizeError::TooLarge)
 }
 
+/// Formats a size as pulls show it: whole megabytes, or tenths if it is less than 10 MB.
+#[must_use]
+pub fn megabytes(bytes: u64) -> String {
+    let tenths = bytes / 100_000;
+    if tenths < 100 { format!("{}.{} MB", tenths / 10, tenths % 10) } else { format!("{} MB", tenths / 10) }
+}
+
 /// Formats a number of bytes: `0 B`, `4.0 KiB`, `1.5 GiB`.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "for people")]

@@ -12,12 +12,12 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    cache::ProjectId,
+    cache::{CacheMode, ProjectId},
     ir::Env,
     model::Secrets,
     plan::{Plan, StepTable},
     runner::Network,
-    source::{EarlyFreeze, SourceTimes},
+    source::{EarlyFreeze, HiddenFiles, SourceTimes},
 };
 
 /// Everything that a build needs to start.
@@ -96,6 +96,8 @@ pub struct SourceMeta {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RunOptions {
+    /// Which results are looked up and kept.
+    pub cache_mode: CacheMode,
     /// Run cached steps, too. Their results replace those in the cache.
     pub no_cache: bool,
     /// Run these cached steps, by key, and the steps that build in them. Keys that the plan does not have are
@@ -107,6 +109,8 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// Wait for the build. Only observers support `false`.
     pub watch: bool,
+    /// Record what the run and its steps wait for: [`BuildEvent::Progress`](crate::BuildEvent::Progress).
+    pub progress: bool,
     /// After a failure, continue with steps that do not need the failed step.
     pub keep_going: bool,
     /// How much memory the steps that run at once on this machine may need together, in bytes, as far as
@@ -120,6 +124,10 @@ pub struct RunOptions {
     /// Record what steps read, on runners that can: [`cache::trace_of`](crate::cache::trace_of) returns it
     /// later.
     pub trace_inputs: bool,
+    /// Look steps up by what they read, on runners that can record it, run them anyway, and compare. Nothing
+    /// is reused because of that. [`BuildOutcome`](crate::BuildOutcome) has how many differed, and how many
+    /// could not be compared.
+    pub shadow: bool,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
     /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others
@@ -131,6 +139,8 @@ pub struct RunOptions {
     pub services: BTreeMap<String, Value>,
     /// Which modification times of source files steps see.
     pub source_times: SourceTimes,
+    /// The files that are left out of the source, besides what ignore files name.
+    pub source_ignore: Option<HiddenFiles>,
     /// Images to replace: from the image that the plan names to the image to use.
     pub images: BTreeMap<String, String>,
 }

@@ -11,16 +11,16 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    CacheKey, Difference, ProjectId,
+    CacheKey, CacheMode, Difference, ProjectId,
     flight::{Entered, Flight, Flights},
-    parts::{self, KeyRecord},
+    parts::{self, KeyRecord, RunSettings},
     prediction::differences_from_last,
 };
 use crate::{
     awake, blocking,
-    model::{CacheMissReason, SnapshotRef},
+    model::{BuildStatus, CacheMissReason, SnapshotRef},
     source::SourceTimes,
-    store::{CacheHit, Cached, KeepAs, Lease, NewRun, Store, StoreError, StoreHandle},
+    store::{CacheHit, Cached, KeepAs, Lease, NewRun, SourceId, Store, StoreError, StoreHandle},
 };
 
 /// Checking layers with more files and directories than this is done on a separate thread.
@@ -59,6 +59,8 @@ pub(crate) struct BuildFacts {
     pub(crate) project: Option<ProjectId>,
     pub(crate) pipeline: String,
     pub(crate) source_times: SourceTimes,
+    /// The digest of the patterns of files that are left out of the source.
+    pub(crate) source_ignore: Option<[u8; 32]>,
     pub(crate) started_at_ms: i64,
 }
 
@@ -118,6 +120,8 @@ pub(crate) struct Passed {
     /// The path of its output. There is no file if it printed nothing.
     pub(crate) log: PathBuf,
     pub(crate) flight: Option<Flight>,
+    /// Whether it is found by what the step read.
+    pub(crate) traced: bool,
 }
 
 /// The record of a build at its end.
@@ -125,6 +129,8 @@ pub(crate) struct Passed {
 pub(crate) struct BuildEnd {
     pub(crate) run_dir: PathBuf,
     pub(crate) records: Vec<KeyRecord>,
+    /// The mode of the run, and that of steps that reuse less, by key.
+    pub(crate) modes: (CacheMode, BTreeMap<String, CacheMode>),
     pub(crate) hits: Vec<[u8; 32]>,
     pub(crate) published: bool,
     pub(crate) exit_code: i32,
@@ -256,12 +262,16 @@ impl BuildCache {
     pub(crate) async fn publish(&self, result: Passed) -> Result<Found, Arc<str>> {
         let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
         let (store, run, pipeline) = (Arc::clone(store), self.build.run, self.build.pipeline.clone());
-        let Passed { key, step, snapshot, log, flight } = result;
+        let Passed { key, step, snapshot, log, flight, traced } = result;
         let found = Found { snapshot, run, step, created_at: now_ms(), just_used: true };
         let kept = on_thread("keep a result", move || {
             store.steps().keep_log(&key.0, &log)?;
             let Found { step, created_at, .. } = &found;
-            let name = KeepAs::Cached { key: &key.0, run, pipeline: &pipeline, step, created_at: *created_at };
+            let (key, pipeline, created_at) = (&key.0, &*pipeline, *created_at);
+            let name = match traced {
+                true => KeepAs::Traced { key, run, pipeline, step, created_at },
+                false => KeepAs::Cached { key, run, pipeline, step, created_at },
+            };
             store.keep(&found.snapshot, name)?;
             Ok(found)
         });
@@ -272,16 +282,37 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// Returns how steps that are not found differ from the last runs that looked them up, by key. What
-    /// cannot be read explains nothing.
-    pub(crate) async fn differences(&self, records: Vec<KeyRecord>) -> BTreeMap<String, Vec<Difference>> {
+    /// Keeps the record of what a step read, under a key that is known before it runs.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be kept.
+    pub(crate) async fn keep_trace(&self, key: [u8; 32], record: Vec<u8>) -> Result<(), Arc<str>> {
+        let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
+        let store = Arc::clone(store);
+        on_thread("keep what a step read", move || store.traces().keep(&key, &record)).await
+    }
+
+    /// Returns how steps that are not found differ from the last runs that looked them up, by key. `source`
+    /// is the source as it is now, to name files that changed. What cannot be read explains nothing.
+    pub(crate) async fn differences(
+        &self,
+        records: Vec<KeyRecord>,
+        source: Option<SourceId>,
+    ) -> BTreeMap<String, Vec<Difference>> {
         let Ok((store, _)) = &self.store else { return BTreeMap::new() };
         let store = Arc::clone(store);
-        let BuildFacts { source_dir, pipeline, source_times, .. } = &self.build;
-        let (source_dir, pipeline, times) = (source_dir.clone(), pipeline.clone(), *source_times);
+        let BuildFacts { source_dir, pipeline, source_times, source_ignore, .. } = &self.build;
+        let (source_dir, pipeline) = (source_dir.clone(), pipeline.clone());
+        let (times, ignore) = (*source_times, *source_ignore);
         let project = self.project.clone();
         let compared = on_thread("compare cache keys", move || {
-            differences_from_last(&store, (&source_dir, &pipeline), (&project, times), &records)
+            differences_from_last(
+                &store,
+                (&source_dir, &pipeline),
+                (&project, times, ignore),
+                &records,
+                source.as_ref(),
+            )
         });
         compared.await.unwrap_or_else(|message| {
             tracing::warn!("earlier runs cannot be compared: {message}");
@@ -299,6 +330,11 @@ impl BuildCache {
         self.build.source_times
     }
 
+    /// Returns the digest of the patterns of files that are left out of the source.
+    pub(crate) fn source_ignore(&self) -> Option<&[u8; 32]> {
+        self.build.source_ignore.as_ref()
+    }
+
     /// Returns the store, if there is one, and the pipeline.
     pub(crate) fn store(&self) -> Option<(&Arc<Store>, &str)> {
         self.store.as_ref().ok().map(|(store, _)| (store, &*self.build.pipeline))
@@ -309,12 +345,14 @@ impl BuildCache {
     pub(crate) async fn finish(&self, end: BuildEnd) {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
-        let BuildEnd { run_dir, records, hits, published, exit_code } = end;
+        let BuildEnd { run_dir, records, modes, hits, published, exit_code } = end;
         let (project, source_times) = (self.project.clone(), self.build.source_times);
-        let finishing = on_thread("record the run", move || {
-            if !records.is_empty()
-                && let Err(error) = parts::write(&run_dir, &store.secret()?, (project.as_str(), source_times), &records)
-            {
+        let source_ignore = self.build.source_ignore;
+        let record = move || {
+            let origin = (project.as_str(), source_times);
+            let settings = RunSettings { mode: modes.0, limits: modes.1, source_ignore };
+            let is_worth_it = !records.is_empty() || settings.mode == CacheMode::Off || !settings.limits.is_empty();
+            if is_worth_it && let Err(error) = parts::write(&run_dir, &store.secret()?, origin, (&records, settings)) {
                 tracing::warn!(%error, "`hm why` will not be able to explain this run");
             }
             store.steps().touch(&hits)?;
@@ -322,6 +360,14 @@ impl BuildCache {
                 store.layers().sync()?;
             }
             store.runs().end(run, exit_code)
+        };
+        let finishing = on_thread("record the run", move || match record() {
+            // `hm` reports a full disk itself after a build that could not run. Do not warn twice.
+            Err(error @ StoreError::Full { .. }) if exit_code == BuildStatus::Infrastructure.exit_code() => {
+                tracing::debug!(%error, "failed to record the run");
+                Ok(())
+            }
+            recorded => recorded,
         });
         match awake::timeout(FINISH_LIMIT, pin!(finishing)).await {
             Some(Ok(())) => {}

@@ -29,6 +29,11 @@ pub enum Difference {
     DslKey,
     /// The files that the paths of `on_change` match: names, types, modes, targets of links, contents.
     Inputs,
+    /// The same, if it is known which of the files these are.
+    InputFiles {
+        /// Their paths in the source.
+        paths: Vec<String>,
+    },
     /// The files of another step that the step gets: their content, or where it gets them.
     StepInput {
         /// The other step.
@@ -116,6 +121,8 @@ pub enum Difference {
         /// And now.
         is: SourceTimes,
     },
+    /// The patterns of files that are left out of the source.
+    SourceIgnore,
     /// The arguments for the runner.
     RunnerArgs,
     /// The mode of the runner, such as how it maps user ids.
@@ -162,6 +169,9 @@ pub(super) fn differences(
     }
     if old_run.source_times != new_run.source_times {
         found.push(Difference::SourceTimes { was: old_run.source_times, is: new_run.source_times });
+    }
+    if old_run.settings.source_ignore != new_run.settings.source_ignore {
+        found.push(Difference::SourceIgnore);
     }
     if old.dsl_key != new.dsl_key {
         found.push(Difference::DslKey);

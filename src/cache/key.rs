@@ -31,8 +31,9 @@ pub enum BasePart<'a> {
 ///
 /// A key is a BLAKE3 hash of a version byte and then the parts in this order, each preceded by its length as
 /// eight bytes, little-endian. The environment consists of the number of variables, followed by the variables
-/// in byte order. The kind of the base is a part, too. Without inputs their part is empty. The last part, the
-/// files of other steps, is left out if there are none.
+/// in byte order. The kind of the base is a part, too. Without inputs their part is empty. The last parts,
+/// the files of other steps and the patterns of files that the source leaves out, are missing if there are
+/// none.
 ///
 /// ```
 /// use hm_exec::{cache::{BasePart, KeyParts}, source::SourceTimes};
@@ -52,6 +53,7 @@ pub enum BasePart<'a> {
 ///     source_times: SourceTimes::Normal,
 ///     inputs: None,
 ///     step_inputs: None,
+///     source_ignore: None,
 /// };
 /// assert_eq!(parts.key(), parts.key());
 /// assert_ne!(parts.key(), KeyParts { command: "make -j", ..parts }.key());
@@ -88,6 +90,8 @@ pub struct KeyParts<'a> {
     pub inputs: Option<&'a [u8; 32]>,
     /// The digest of the files of other steps that the step gets, and of where it gets them.
     pub step_inputs: Option<&'a [u8; 32]>,
+    /// The digest of the patterns of files that are left out of the source, besides what ignore files name.
+    pub source_ignore: Option<&'a [u8; 32]>,
 }
 
 impl KeyParts<'_> {
@@ -95,7 +99,7 @@ impl KeyParts<'_> {
     #[must_use]
     pub fn key(&self) -> CacheKey {
         let Self { dsl_key, base, command, env, runner, runner_version, os, arch, mode, .. } = self;
-        let Self { runner_args, project, source_times, inputs, step_inputs, .. } = self;
+        let Self { runner_args, project, source_times, inputs, step_inputs, source_ignore, .. } = self;
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
@@ -117,6 +121,10 @@ impl KeyParts<'_> {
         part(source_times.as_str().as_bytes());
         part(inputs.map_or(&[], |digest| &digest[..]));
         if let Some(digest) = step_inputs {
+            part(&digest[..]);
+        }
+        if let Some(digest) = source_ignore {
+            part(b"source without");
             part(&digest[..]);
         }
         CacheKey(*hasher.finalize().as_bytes())

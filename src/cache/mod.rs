@@ -7,14 +7,21 @@
 
 mod build;
 mod difference;
+#[cfg(feature = "sandbox")]
+mod explained;
 mod flight;
 mod key;
+mod mode;
 mod parts;
 mod policy;
 mod prediction;
 mod project;
 mod shared;
 mod step_inputs;
+#[cfg(feature = "sandbox")]
+mod trace_mismatch;
+#[cfg(feature = "sandbox")]
+mod trace_records;
 mod traces;
 mod why;
 
@@ -24,8 +31,11 @@ pub(crate) use build::{
     BuildCache, BuildEnd, BuildFacts, Cache, Found, Intact, Lookup, LookupOutcome, LookupRequest, Passed,
 };
 pub use difference::Difference;
+#[cfg(feature = "sandbox")]
+pub(crate) use explained::Explained;
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};
+pub use mode::CacheMode;
 pub use parts::CacheVerdict;
 pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;
@@ -33,8 +43,10 @@ pub use prediction::Prediction;
 pub use project::{ProjectId, RemoteOrigin};
 pub(crate) use shared::{Candidate, LookedAhead, Question, SharedResults};
 pub(crate) use step_inputs::{StepInputPart, StepInputs};
+#[cfg(feature = "sandbox")]
+pub(crate) use trace_records::{Machine, RecordedLayer, StaticParts, StoredRecords, TraceRecord};
 pub(crate) use traces::DIR as TRACES;
 #[cfg(feature = "sandbox")]
 pub(crate) use traces::path as trace_path;
-pub use traces::{CheckedInputs, StepTrace, check_inputs, declared_inputs, trace_of};
+pub use traces::{CheckedInputs, StepTrace, check_inputs, check_traces, declared_inputs, trace_of};
 pub use why::{Explainer, Explanation, WhyError, explain, key_of};

@@ -5,7 +5,7 @@
 //! sufficient to detect differences, and useless to anyone without the secret.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -16,7 +16,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CacheKey, StepInputPart, StepInputs};
+use super::{CacheKey, CacheMode, StepInputPart, StepInputs};
 use crate::{
     ir::{CommandStep, Env},
     model::CacheMissReason,
@@ -42,6 +42,8 @@ pub(crate) struct KeyRecord {
     pub(crate) runner_args: String,
     pub(crate) inputs: Option<[u8; 32]>,
     pub(crate) step_inputs: Option<Arc<StepInputs>>,
+    /// Whether it was looked up by what it read. It has a key only if it was found.
+    pub(crate) by_trace: bool,
     pub(crate) verdict: CacheVerdict,
 }
 
@@ -87,6 +89,23 @@ pub(super) struct RunParts {
     /// earlier versions lack.
     #[serde(skip)]
     step_inputs: BTreeMap<String, Vec<StepInputPart>>,
+    /// The steps that were looked up by what they read. They follow in the same way, if there are some.
+    #[serde(skip)]
+    by_trace: BTreeSet<String>,
+    /// What users set for the run. It follows in the same way, unless all of it is as it is by default.
+    #[serde(skip)]
+    pub(super) settings: RunSettings,
+}
+
+/// What users set for a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct RunSettings {
+    /// The mode.
+    pub(super) mode: CacheMode,
+    /// The modes of the steps that reuse less, by key.
+    pub(super) limits: BTreeMap<String, CacheMode>,
+    /// The digest of the patterns of files that are left out of the source.
+    pub(super) source_ignore: Option<[u8; 32]>,
 }
 
 /// The parts of one step's key.
@@ -116,12 +135,19 @@ pub(super) fn write(
     run_dir: &Path,
     secret: &[u8; 32],
     origin: (&str, SourceTimes),
-    records: &[KeyRecord],
+    (records, settings): (&[KeyRecord], RunSettings),
 ) -> io::Result<()> {
-    let parts = RunParts::of(secret, origin, records);
+    let parts = RunParts { settings, ..RunParts::of(secret, origin, records) };
     let mut bytes = HEADER.to_vec();
     bytes.extend(postcard::to_stdvec(&parts).map_err(io::Error::other)?);
     bytes.extend(postcard::to_stdvec(&parts.step_inputs).map_err(io::Error::other)?);
+    let has_settings = parts.settings != RunSettings::default();
+    if has_settings || !parts.by_trace.is_empty() {
+        bytes.extend(postcard::to_stdvec(&parts.by_trace).map_err(io::Error::other)?);
+    }
+    if has_settings {
+        bytes.extend(postcard::to_stdvec(&parts.settings).map_err(io::Error::other)?);
+    }
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600).open(path(run_dir))?.write_all(&bytes)
 }
@@ -138,7 +164,7 @@ impl RunParts {
         let mut last_env: Option<&Arc<Env>> = None;
         for record in records {
             let KeyRecord { step, env, base, key, runner, runner_version, mode, .. } = record;
-            let KeyRecord { runner_args, inputs, step_inputs, verdict, .. } = record;
+            let KeyRecord { runner_args, inputs, step_inputs, by_trace, verdict, .. } = record;
             if last_env.is_none_or(|last| !Arc::ptr_eq(last, env)) {
                 // The name is part of the hash, so that equal values of two variables have different hashes.
                 let hidden = env.iter().map(|(name, value)| (name.clone(), hide(&format!("{name}={value}"))));
@@ -163,6 +189,7 @@ impl RunParts {
             if let Some(inputs) = step_inputs {
                 parts.step_inputs.insert(step.key.to_string(), inputs.parts().to_vec());
             }
+            parts.by_trace.extend(by_trace.then(|| step.key.to_string()));
         }
         parts
     }
@@ -180,8 +207,16 @@ impl RunParts {
         let payload = bytes.strip_prefix(HEADER).ok_or_else(invalid)?;
         let (mut parts, rest) = postcard::take_from_bytes::<Self>(payload).map_err(|_| invalid())?;
         if !rest.is_empty() {
-            let (step_inputs, _later_fields) = postcard::take_from_bytes(rest).map_err(|_| invalid())?;
+            let (step_inputs, rest) = postcard::take_from_bytes(rest).map_err(|_| invalid())?;
             parts.step_inputs = step_inputs;
+            if !rest.is_empty() {
+                let (by_trace, rest) = postcard::take_from_bytes(rest).map_err(|_| invalid())?;
+                parts.by_trace = by_trace;
+                if !rest.is_empty() {
+                    let (settings, _later_fields) = postcard::take_from_bytes(rest).map_err(|_| invalid())?;
+                    parts.settings = settings;
+                }
+            }
         }
         Ok(Some(parts))
     }
@@ -193,6 +228,11 @@ impl RunParts {
     /// Returns the files of other steps that a step got.
     pub(super) fn step_inputs(&self, key: &str) -> &[StepInputPart] {
         self.step_inputs.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns whether a step was looked up by what it read.
+    pub(super) fn by_trace(&self, key: &str) -> bool {
+        self.by_trace.contains(key)
     }
 
     pub(super) fn env(&self, step: &StepParts) -> Option<&BTreeMap<String, Hidden>> {
@@ -207,7 +247,8 @@ mod tests {
     #[test]
     fn records_of_earlier_versions_lack_files_of_other_steps_and_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &[7; 32], ("path:/p", SourceTimes::Normal), &[]).unwrap();
+        let origin = ("path:/p", SourceTimes::Normal);
+        write(dir.path(), &[7; 32], origin, (&[], RunSettings::default())).unwrap();
         let bytes = fs::read(path(dir.path())).unwrap();
         let (earlier, no_step_inputs) = bytes.split_at(bytes.len() - 1);
         assert_eq!(no_step_inputs, [0]);
@@ -216,5 +257,19 @@ mod tests {
         assert_eq!((&*read.project, read.step_inputs("any")), ("path:/p", &[][..]));
         fs::write(path(dir.path()), &earlier[..earlier.len() - 1]).unwrap();
         assert!(RunParts::read(dir.path()).is_err());
+    }
+
+    #[test]
+    fn settings_are_kept_if_they_are_not_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = BTreeMap::from([("a".to_owned(), CacheMode::Off), ("b".to_owned(), CacheMode::Declared)]);
+        let with = |mode, source_ignore| RunSettings { mode, source_ignore, ..RunSettings::default() };
+        let limited = RunSettings { limits, ..RunSettings::default() };
+        for settings in
+            [with(CacheMode::Auto, Some([7; 32])), with(CacheMode::Off, None), limited, RunSettings::default()]
+        {
+            write(dir.path(), &[7; 32], ("path:/p", SourceTimes::Normal), (&[], settings.clone())).unwrap();
+            assert_eq!(RunParts::read(dir.path()).unwrap().unwrap().settings, settings);
+        }
     }
 }

@@ -19,7 +19,7 @@ impl<'a> Cacheable<'a> {
     /// Returns the policy of `step`, or `None` if it is never cached: it has no policy, or one without a key.
     #[must_use]
     pub fn of(step: &'a CommandStep) -> Option<Self> {
-        let Cache { policy, key, parameters } = step.cache.as_ref()?;
+        let Cache { policy, key, parameters } = step.cache.as_deref()?;
         let dsl_key = key.as_deref().filter(|key| **policy != *"none" && !key.is_empty())?;
         let mut max_age = lifetime(policy, |name| parameters.get(name));
         if **policy == *"compose"

@@ -8,12 +8,13 @@ use uuid::Uuid;
 use super::{
     ProjectId,
     difference::{Difference, differences, input_differences},
-    parts::{KeyRecord, RunParts},
+    parts::{KeyRecord, RunParts, RunSettings},
 };
 use crate::{
+    ir::{CommandStep, on_change_paths},
     model::CacheMissReason,
-    source::SourceTimes,
-    store::{Store, StoreError},
+    source::{self, SourceTimes},
+    store::{SourceId, Store, StoreError},
 };
 
 /// The maximum number of the pipeline's runs that are searched for a step.
@@ -70,23 +71,33 @@ impl Prediction {
 pub(super) fn differences_from_last(
     store: &Store,
     (source_dir, pipeline): (&Path, &str),
-    (project, source_times): (&ProjectId, SourceTimes),
+    (project, source_times, source_ignore): (&ProjectId, SourceTimes, Option<[u8; 32]>),
     records: &[KeyRecord],
+    source: Option<&SourceId>,
 ) -> Result<BTreeMap<String, Vec<Difference>>, StoreError> {
     let mut found = BTreeMap::new();
     if records.is_empty() {
         return Ok(found);
     }
-    let now = RunParts::of(&store.secret()?, (project.as_str(), source_times), records);
+    let mut changes = source.map(|now| ChangedFiles { store, now, since: BTreeMap::new() });
+    let settings = RunSettings { source_ignore, ..RunSettings::default() };
+    let mut now = RunParts::of(&store.secret()?, (project.as_str(), source_times), records);
+    now.settings = settings;
     for run in store.runs().of(source_dir, Some(pipeline), RUNS)? {
         // Records that are gone, or of another version, cannot be compared.
         let Ok(Some(before)) = RunParts::read(&store.runs().dir(run.id)) else { continue };
-        for key in records.iter().map(|record| &*record.step.key) {
+        for record in records {
+            let key = &*record.step.key;
             if !found.contains_key(key)
                 && let (Some(old), Some(new)) = (before.step(key), now.step(key))
             {
                 let mut different = differences((&before, old), (&now, new));
                 different.extend(input_differences(before.step_inputs(key), now.step_inputs(key)));
+                if let Some(inputs) = different.iter_mut().find(|it| **it == Difference::Inputs)
+                    && let Some(paths) = changes.as_mut().and_then(|changes| changes.of(&record.step, &old.key))
+                {
+                    *inputs = Difference::InputFiles { paths };
+                }
                 found.insert(key.to_owned(), different);
             }
         }
@@ -95,4 +106,31 @@ pub(super) fn differences_from_last(
         }
     }
     Ok(found)
+}
+
+/// The files of a source that changed since the sources of earlier results.
+struct ChangedFiles<'a> {
+    store: &'a Store,
+    now: &'a SourceId,
+    /// The paths of these files, by the earlier source: most steps have the same. Empty if it is gone.
+    since: BTreeMap<SourceId, Vec<Vec<u8>>>,
+}
+
+impl ChangedFiles<'_> {
+    /// Returns the files that the `on_change` paths of a step match and that changed since the result with
+    /// the key `old` was made. Returns `None` if they are not known: that result is not in the store, or
+    /// links lead to them.
+    fn of(&mut self, step: &CommandStep, old: &[u8; 32]) -> Option<Vec<String>> {
+        let patterns = on_change_paths(step.cache.as_deref()?).ok()?;
+        let result = self.store.steps().read(|cache| cache.get(old)).ok().flatten()?;
+        let source = self.store.snapshots().get(&result.snapshot).ok()?.source.clone();
+        let (store, now) = (self.store, self.now);
+        let changed = self
+            .since
+            .entry(source)
+            .or_insert_with_key(|old| source::changed_files(store, (old, now)).unwrap_or_default());
+        let matched = changed.iter().filter(|path| patterns.iter().any(|pattern| source::path_matches(pattern, path)));
+        let paths: Vec<String> = matched.map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+        (!paths.is_empty()).then_some(paths)
+    }
 }

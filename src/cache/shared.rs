@@ -15,6 +15,9 @@ use crate::{
 
 /// A cache that other machines read and write, too. Any failure is a miss: the build continues.
 pub(crate) trait SharedResults: fmt::Debug + Send + Sync {
+    /// Returns whose results are looked up and shared. The local cache must have those of no other scope.
+    fn scope(&self) -> &str;
+
     /// Returns whether results of a runner are looked up there.
     fn reads(&self, pool: &Pool) -> bool;
 
@@ -68,6 +71,8 @@ pub(crate) type KeyOver<'a> = Box<dyn Fn(&Candidate, &str) -> CacheKey + Send + 
 #[derive(Debug)]
 pub(crate) struct Candidate {
     pub(crate) step: StepIndex,
+    /// For messages.
+    pub(crate) name: Arc<str>,
     /// The index of the candidate that it boots from.
     pub(crate) parent: Option<usize>,
     /// How its runner works on this machine.

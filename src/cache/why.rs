@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    CacheKey,
+    CacheKey, CacheMode,
     difference::{Difference, differences, input_differences},
     parts::{CacheVerdict, RunParts},
 };
@@ -51,6 +51,12 @@ pub struct Explanation {
     pub key: Option<String>,
     /// The outcome of looking it up.
     pub verdict: Option<CacheVerdict>,
+    /// Whether it was looked up by what it read.
+    pub by_trace: bool,
+    /// The run's mode, if it is not the default.
+    pub run_mode: CacheMode,
+    /// The step's own mode, if that is set and is less than `auto`.
+    pub own_mode: Option<CacheMode>,
     /// The last previous run that looked the step up.
     pub compared_with: Option<Uuid>,
     /// The differences from that run.
@@ -148,6 +154,9 @@ impl<'a> Explainer<'a> {
             run: self.run,
             key: None,
             verdict: None,
+            by_trace: self.parts.by_trace(step),
+            run_mode: self.parts.settings.mode,
+            own_mode: self.parts.settings.limits.get(step).copied(),
             compared_with: None,
             differences: Vec::new(),
             evicted: None,
@@ -157,7 +166,10 @@ impl<'a> Explainer<'a> {
         let Some(own) = self.parts.step(step) else { return Ok(explanation) };
         explanation.key = Some(CacheKey(own.key).to_string());
         explanation.verdict = Some(own.verdict.clone());
-        if let CacheVerdict::Hit { .. } = own.verdict {
+        // A step that was looked up by what it read has the reason there, unless its static parts differ.
+        if matches!(own.verdict, CacheVerdict::Hit { .. })
+            || explanation.by_trace && matches!(own.verdict, CacheVerdict::Miss { message: Some(_), .. })
+        {
             return Ok(explanation);
         }
         for before in &self.earlier {

@@ -38,7 +38,7 @@ pub struct CaseReport {
     pub verdict: CaseVerdict,
 }
 
-/// The results of a suite, case by case. `Display` is a table.
+/// The results of a suite, case by case. `Display` is a table, with the cases that failed at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -55,7 +55,7 @@ pub struct Report {
 impl Report {
     /// Returns the cases that failed.
     pub fn failed(&self) -> impl Iterator<Item = &CaseReport> {
-        self.cases.iter().filter(|case| matches!(case.verdict, CaseVerdict::Failed { .. }))
+        self.cases.iter().filter(|case| case.verdict.is_failure())
     }
 
     /// Returns the names of the cases that could not be checked with this image.
@@ -83,7 +83,8 @@ impl fmt::Display for Report {
         let sampled = if self.sampled { ", with samples of long cases" } else { "" };
         writeln!(f, "conformance of runner `{}` on image `{}`{sampled}", self.runner, self.image)?;
         let width = self.cases.iter().map(|case| case.case.len()).max().unwrap_or_default();
-        for CaseReport { case, verdict } in &self.cases {
+        let others = self.cases.iter().filter(|case| !case.verdict.is_failure());
+        for CaseReport { case, verdict } in others.chain(self.failed()) {
             writeln!(f, "  {case:width$}  {verdict}")?;
         }
         let count = |is: fn(&CaseVerdict) -> bool| self.cases.iter().filter(|case| is(&case.verdict)).count();
@@ -91,6 +92,12 @@ impl fmt::Display for Report {
         let (not_promised, unchecked) = (self.not_promised().count(), self.unchecked().count());
         let failed = self.failed().count();
         write!(f, "{passed} passed, {failed} failed, {not_promised} not promised, {unchecked} not checked")
+    }
+}
+
+impl CaseVerdict {
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed { .. })
     }
 }
 
@@ -124,8 +131,8 @@ mod tests {
         ]);
         let expected = "conformance of runner `mine` on image `host`\n  \
                         short       passed\n  \
-                        quite-long  FAILED: exit codes: expected 3, found 0\n  \
-                        last        not promised: `limits` is not among the capabilities\n\
+                        last        not promised: `limits` is not among the capabilities\n  \
+                        quite-long  FAILED: exit codes: expected 3, found 0\n\
                         1 passed, 1 failed, 1 not promised, 0 not checked";
         assert_eq!(report.to_string(), expected);
     }

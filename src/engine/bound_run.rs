@@ -16,15 +16,19 @@ use uuid::Uuid;
 use super::Engine;
 use crate::{
     backend::{BackendError, BackendHandle, RunRequest},
-    cache::{self, BuildCache, BuildFacts, Cache, Prediction, ProjectId},
-    event::{self, EventBus, EventStream, EventWriter, PlanDetails, PlanSummary, RunDir, RunMeta, StepMeta},
+    cache::{self, BuildCache, BuildFacts, Cache, CacheMode, Prediction, ProjectId},
+    event::{
+        self, EventBus, EventStream, EventWriter, PlanDetails, PlanSummary, RunDir, RunMeta, StepCommand, StepMeta,
+    },
     ir::EdgeKind,
-    jail,
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundService, BoundStep, bind},
-    runner::{CacheOwner, Probe, RunnerIndex, RunnerSet, StepContext, probe_within, wants_private},
+    runner::{
+        CacheOwner, Probe, RunnerIndex, RunnerSet, ShadowMode, StepContext, TraceReuse, probe_within, wants_private,
+    },
     schedule::{self, Build, CachingScope, MemoryRules},
-    source::RunSource,
+    source::{HiddenFiles, RunSource},
+    store::StoreError,
 };
 
 /// A request whose plan is bound to the runners of an engine: [`Engine::bind`]. It dereferences to the plan.
@@ -68,6 +72,11 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             has_secrets: !request.secrets.is_empty(),
             timeout: request.options.timeout,
             keep: request.options.keep,
+            // In shadow mode, everything runs.
+            cache_mode: match request.options.cache_mode {
+                CacheMode::Auto if request.options.shadow => CacheMode::Declared,
+                mode => mode,
+            },
             no_cache: request.options.no_cache,
             refresh: request.options.refresh.clone(),
         };
@@ -78,7 +87,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     ///
     /// # Errors
     /// Returns [`BackendError::Unusable`] if a runner that the plan uses cannot work here, and
-    /// [`BackendError::Local`] if the journal cannot be created.
+    /// [`BackendError::Local`] if the journal cannot be created, or if the store has results of another scope
+    /// of the remote cache.
     ///
     /// # Cancel safety
     /// If the future is dropped before it completes, nothing was started.
@@ -89,7 +99,11 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             build: BuildRef { run_id, number: None, org: None, pipeline: self.request.pipeline_slug.clone() },
             started_at: self.request.started_at.unwrap_or_else(Utc::now),
         };
-        let cache = self.with_cache(&identity, Cache::open).await?;
+        let is_usable = self.claim_store().await?;
+        let cache = match is_usable {
+            true => self.with_cache(&identity, Cache::open).await?,
+            false => None,
+        };
         let created = self.create_journal(&identity);
         if created.is_err()
             && let Some(cache) = &cache
@@ -97,19 +111,28 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             cache.forget_run();
         }
         let (events, bus, stream) = created?;
+        bus.want_progress(self.request.options.progress);
 
         let archives = Arc::new(self.source(run_id));
         let traces = self.traces_dir(run_id);
+        let reuse = cache.is_some().then(|| self.reuse(run_id)).flatten();
         let Self { engine, request, plan } = self;
         let cancel = CancellationToken::new();
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
         context.keep = plan.keep;
         context.traces = traces;
-        if !request.options.no_caches {
-            let project = request.project.clone();
-            let project = project.unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
-            context.cache_owner = Some(Arc::new(CacheOwner::new(project.as_str(), &*request.pipeline_slug)));
+        let project = || request.project.clone().unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
+        let shadow = request.options.shadow.then(|| Arc::new(ShadowMode::new(project().as_str())));
+        if let Some(shadow) = shadow.as_ref().filter(|_| context.traces.is_none()) {
+            // Traces are kept in the run's directory.
+            shadow.add_failure();
+            tracing::warn!("steps are not looked up by what they read: the run's records are not kept");
+        }
+        context.shadow.clone_from(&shadow);
+        context.reuse = reuse;
+        if is_usable && !request.options.no_caches {
+            context.cache_owner = Some(Arc::new(CacheOwner::new(project().as_str(), &*request.pipeline_slug)));
         }
         let durations = match request.durations.is_empty() {
             true => Vec::new(),
@@ -127,7 +150,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             runners: Arc::clone(&engine.runners),
             plan,
             cache,
-            remote: engine.remote.clone(),
+            remote: engine.remote.clone().filter(|_| is_usable),
             unprobed,
             probe_limit: engine.probe_limit,
             durations,
@@ -142,7 +165,16 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         });
         let span = tracing::info_span!("run", id = %run_id);
         #[expect(clippy::disallowed_methods, reason = "the one place where a task is spawned")]
-        let outcome = tokio::spawn(async move { Ok(task.await) }.instrument(span));
+        let outcome = tokio::spawn(
+            async move {
+                let mut outcome = task.await;
+                if let Some(shadow) = shadow {
+                    (outcome.shadow_differences, outcome.shadow_failures) = (shadow.differences(), shadow.failures());
+                }
+                Ok(outcome)
+            }
+            .instrument(span),
+        );
         Ok(BackendHandle::of_journal(stream, cancel, outcome))
     }
 
@@ -180,7 +212,8 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     fn source(&self, run: Uuid) -> RunSource {
         let Self { engine, request, .. } = self;
         let source = RunSource::new(ArchiveId(run), request.repo_root.clone());
-        let source = source.times(request.options.source_times).frozen_early(request.early_freeze.clone());
+        let source = source.times(request.options.source_times).leaving_out(request.options.source_ignore.clone());
+        let source = source.frozen_early(request.early_freeze.clone());
         match &engine.cache {
             Some(cache) => source.store(cache.store().clone()),
             None => source,
@@ -193,7 +226,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let Self { engine, plan, .. } = self;
         self.check_tracing()?;
         let is_sure_to_run = |step: StepIndex| {
-            engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_cached(plan, step)
+            engine.cache.is_none() || plan.step(step).is_refreshed || !schedule::is_looked_up(plan, step)
         };
         let (mut all, mut used) = (BTreeSet::new(), BTreeSet::new());
         let mut with_networks = BTreeSet::new();
@@ -227,23 +260,75 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
     /// Checks whether steps can be traced here, if the request asks for that.
     fn check_tracing(&self) -> Result<(), BackendError> {
-        if !self.request.options.trace_inputs {
+        if !self.traces() && self.plan.cache_mode != CacheMode::Auto {
             return Ok(());
         }
         let mut runners =
             self.plan.dag.steps().map(|step| &self.plan.runners[usize::from(self.plan.step(step).runner.0)]);
         let Some(tracing) = runners.find(|runner| runner.capabilities.traces) else { return Ok(()) };
-        jail::trace::check_support().map_err(|why| BackendError::Unusable {
+        cache::check_traces().map_err(|why| BackendError::Unusable {
             runner: tracing.name.to_string(),
             reason: format!("what steps read cannot be recorded here: {why}"),
-            hint: "run without `--check-inputs`".into(),
+            hint: match (self.request.options.trace_inputs, self.request.options.shadow) {
+                (true, _) => "run without `--check-inputs`".into(),
+                (false, true) => "run without `HM_CACHE_SHADOW`".into(),
+                (false, false) => "run with `--cache declared`".into(),
+            },
         })
+    }
+
+    /// Returns whether the request needs traces.
+    fn traces(&self) -> bool {
+        self.request.options.trace_inputs || self.request.options.shadow
     }
 
     /// Returns where traces of steps go, if the request asks for them and the run's directory is kept.
     fn traces_dir(&self, run_id: Uuid) -> Option<Arc<Path>> {
-        let runs = self.engine.runs_dir.as_ref().filter(|_| self.request.options.trace_inputs)?;
+        let runs = self.engine.runs_dir.as_ref().filter(|_| self.traces())?;
         Some(runs.join(run_id.to_string()).join(cache::TRACES).into())
+    }
+
+    /// Returns whether nothing in the engine's store is of another scope of the remote cache than this run
+    /// is. If that cannot be recorded, the run must keep and find nothing there.
+    ///
+    /// # Errors
+    /// Returns an error if the store has results of another scope.
+    async fn claim_store(&self) -> Result<bool, BackendError> {
+        let (Some(cache), Some(remote)) = (&self.engine.cache, &self.engine.remote) else { return Ok(true) };
+        let (handle, scope) = (cache.store().clone(), remote.scope().to_owned());
+        let claimed = tokio::task::spawn_blocking(move || {
+            let store = handle.get()?;
+            let found = store.steps().claim_scope(&scope)?;
+            let refusal = |found: String| {
+                format!(
+                    "the store at `{}` has results of the scope `{found}`, and this run's scope is `{scope}`: set \
+                     HM_CACHE_DIR to a directory for this scope",
+                    store.dir().display()
+                )
+            };
+            Ok::<_, StoreError>(found.map(refusal))
+        });
+        match claimed.await.map_err(|error| BackendError::Other(error.into()))? {
+            Ok(None) => Ok(true),
+            Ok(Some(refusal)) => {
+                let doing = "share results through a remote cache".into();
+                Err(BackendError::Local { doing, source: std::io::Error::other(refusal) })
+            }
+            Err(error) => {
+                tracing::warn!("caching is disabled: {}", error.to_line());
+                Ok(false)
+            }
+        }
+    }
+
+    /// Returns what attempts need whose results are found by what they read, if the request reuses those.
+    fn reuse(&self, run_id: Uuid) -> Option<Arc<TraceReuse>> {
+        let Self { engine, request, plan } = self;
+        // Traces are kept in the run's directory.
+        let runs = engine.runs_dir.as_ref().filter(|_| plan.cache_mode == CacheMode::Auto)?;
+        let project = request.project.clone().unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
+        let dir = runs.join(run_id.to_string()).join(cache::TRACES).into();
+        Some(Arc::new(TraceReuse { project: project.as_str().into(), dir }))
     }
 
     /// Opens the engine's cache for this build, if it has one.
@@ -259,6 +344,13 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             project: self.request.project.clone(),
             pipeline: self.request.pipeline_slug.clone(),
             source_times: self.request.options.source_times,
+            source_ignore: self
+                .request
+                .options
+                .source_ignore
+                .as_ref()
+                .filter(|it| !it.is_empty())
+                .map(HiddenFiles::digest),
             started_at_ms: identity.started_at.timestamp_millis(),
         };
         let opened = tokio::task::spawn_blocking(move || open(&cache, facts)).await;
@@ -309,6 +401,7 @@ fn plan_details(plan: &BoundPlan) -> PlanDetails {
         details.depends_on.extend(parents.map(|link| (link.step, step)));
     }
     let names = |services: &[BoundService]| services.iter().map(|service| Arc::clone(&service.name)).collect();
+    details.commands = plan.dag.steps().map(|step| StepCommand::new(Arc::clone(&plan.step(step).step.cmd))).collect();
     details.services = plan.services.iter().map(|(step, services)| (*step, names(services))).collect();
     details
 }

@@ -49,6 +49,11 @@ impl Attempts {
         !self.is_over && self.ended.get(step as usize).is_some_and(|ended| *ended < attempt)
     }
 
+    /// Returns whether the build has not ended.
+    pub(super) fn is_running(&self) -> bool {
+        !self.is_over
+    }
+
     /// Accepts no more output of `step`'s attempts up to `attempt`. Returns one of the logs that must be
     /// closed for that, or `None`. The caller calls again until it is `None`.
     pub(super) fn end(&mut self, step: u32, attempt: u32) -> Option<Arc<Mutex<AttemptLog>>> {

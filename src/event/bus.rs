@@ -9,15 +9,23 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    StdStream, attempt::AttemptLog, connections::ConnectionFields, mask::Held, record::Record, shared::Shared,
+    StdStream,
+    attempt::{AttemptLog, Attempts},
+    connections::encode_connection,
+    mask::Held,
+    record::{Record, clip},
+    shared::Shared,
 };
-use crate::{model::Connection, sync::Mutex};
+use crate::{
+    model::{Connection, ShadowVerdict},
+    sync::Mutex,
+};
 
 /// The runners' handle, which receives output. It is cheap to clone, and can be used from any thread.
 #[derive(Debug, Clone)]
 pub struct EventBus {
-    shared: Arc<Shared>,
-    attempt: u32,
+    pub(super) shared: Arc<Shared>,
+    pub(super) attempt: u32,
 }
 
 impl EventBus {
@@ -71,6 +79,11 @@ impl EventBus {
         Cow::Owned(masked)
     }
 
+    /// Returns whether a text contains no secret.
+    pub(crate) fn has_no_secret(&self, text: &str) -> bool {
+        matches!(self.shared.mask_text(text), Cow::Borrowed(_))
+    }
+
     /// Returns a text with secrets masked.
     pub(crate) fn masked_text<'b>(&self, text: &'b str) -> Cow<'b, str> {
         self.shared.mask_text(text)
@@ -93,21 +106,33 @@ impl EventBus {
         let Some(step) = shared.run.step_index(step_id) else { return };
         let host = connection.host.as_deref().map(|host| shared.mask_text(host));
         let reason = connection.reason.as_deref().map(|reason| shared.mask_text(reason));
-        let fields = ConnectionFields::of(connection, (host.as_deref(), reason.as_deref()));
-        // Held until the record is pending, so that the end of the attempt comes after it.
-        let attempts = shared.attempts.lock();
-        if !attempts.is_open(step.0, self.attempt) {
-            return;
-        }
-        let mut pending = shared.pending.lock();
-        let at_ms = shared.elapsed_ms();
-        let was_dirty = pending.is_dirty;
-        pending.push(&Record::Connection { at_ms, step: step.0, attempt: self.attempt, connection: fields });
-        pending.is_dirty = true;
-        drop((pending, attempts));
-        if !was_dirty {
-            shared.dirty.notify_one();
-        }
+        let fields = encode_connection(connection, (host.as_deref(), reason.as_deref()));
+        let (step, attempt) = (step.0, self.attempt);
+        let is_open = |attempts: &Attempts| attempts.is_open(step, attempt);
+        shared.append(is_open, |at_ms| Record::Connection { at_ms, step, attempt, trailing: &fields });
+    }
+
+    /// Records what came of a look-up in shadow mode, with secrets masked. That of an attempt that has ended,
+    /// or of a step that is not in this run, is ignored.
+    pub fn shadow(&self, step_id: Uuid, verdict: &ShadowVerdict) {
+        let shared = &*self.shared;
+        let Some(step) = shared.run.step_index(step_id) else { return };
+        let masked = |text: &Option<String>| text.as_deref().map(|text| shared.mask_text(text).into_owned());
+        let (miss, difference) = (masked(&verdict.miss), masked(&verdict.difference));
+        // A path may contain the end of a line.
+        let reasons: Vec<String> = verdict.reasons.iter().map(|reason| reason.replace('\n', "\\n")).collect();
+        let reasons = shared.mask_text(&reasons.join("\n")).into_owned();
+        let (step, attempt) = (step.0, self.attempt);
+        let is_open = |attempts: &Attempts| attempts.is_open(step, attempt);
+        shared.append(is_open, |at_ms| Record::StepShadow {
+            at_ms,
+            step,
+            attempt,
+            found: verdict.found,
+            miss: miss.as_deref().map(clip),
+            difference: difference.as_deref().map(clip),
+            reasons: clip(&reasons),
+        });
     }
 
     /// Returns this bus for one attempt of a step. The executor calls it.

@@ -14,7 +14,7 @@ use crate::model::{Connection, ConnectionEnd, Protocol, StepIndex};
 
 /// The fields of a connection in its record. The order is the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ConnectionFields<'a> {
+struct ConnectionFields<'a> {
     protocol: u8,
     end: u8,
     address: Option<IpAddr>,
@@ -29,7 +29,7 @@ pub(super) struct ConnectionFields<'a> {
 
 impl<'a> ConnectionFields<'a> {
     /// Returns the fields of a connection, with these texts as its host and its reason.
-    pub(super) fn of(connection: &Connection, (host, reason): (Option<&'a str>, Option<&'a str>)) -> Self {
+    fn of(connection: &Connection, (host, reason): (Option<&'a str>, Option<&'a str>)) -> Self {
         Self {
             protocol: protocol_code(connection.protocol),
             end: end_code(connection.end),
@@ -45,7 +45,7 @@ impl<'a> ConnectionFields<'a> {
     }
 
     /// Returns the connection. Returns `None` if it has a code of a later version.
-    pub(super) fn decode(self) -> Option<Connection> {
+    fn decode(self) -> Option<Connection> {
         Some(Connection {
             host: self.host.map(Into::into),
             address: self.address,
@@ -58,6 +58,19 @@ impl<'a> ConnectionFields<'a> {
             ..Connection::new(protocol_of(self.protocol)?, end_of(self.end)?)
         })
     }
+}
+
+/// Encodes a connection for its record, with these texts as its host and its reason.
+pub(super) fn encode_connection(connection: &Connection, texts: (Option<&str>, Option<&str>)) -> Vec<u8> {
+    // The type cannot fail to encode.
+    postcard::to_stdvec(&ConnectionFields::of(connection, texts)).unwrap_or_default()
+}
+
+/// Decodes what [`encode_connection`] encoded. Returns `None` if it has a code of a later version. Any bytes
+/// after its fields belong to a later version.
+pub(super) fn decode_connection(bytes: &[u8]) -> Result<Option<Connection>, postcard::Error> {
+    let (fields, _later_fields) = postcard::take_from_bytes::<ConnectionFields<'_>>(bytes)?;
+    Ok(fields.decode())
 }
 
 const fn protocol_code(protocol: Protocol) -> u8 {
@@ -125,11 +138,12 @@ pub fn connections(
     mut show: impl FnMut(ConnectionRecord) -> bool,
 ) -> Result<(), JournalError> {
     records(dir.as_ref(), |meta, record| {
-        let Record::Connection { at_ms, step: of, attempt, connection } = record else { return true };
+        let Record::Connection { at_ms, step: of, attempt, trailing } = record else { return true };
         if step.is_some_and(|step| step.0 != of) {
             return true;
         }
-        let (Some(step), Some(connection)) = (meta.steps.get(of as usize), connection.decode()) else { return true };
+        let connection = decode_connection(trailing).ok().flatten();
+        let (Some(step), Some(connection)) = (meta.steps.get(of as usize), connection) else { return true };
         let since = i64::try_from(at_ms).ok().and_then(TimeDelta::try_milliseconds).unwrap_or_default();
         let ts = meta.started_at.checked_add_signed(since).unwrap_or(meta.started_at);
         show(ConnectionRecord { step: Arc::clone(&step.key), attempt, ts, connection })
@@ -154,10 +168,10 @@ mod tests {
                         count: 4,
                         ..Connection::new(protocol, end)
                     };
-                    let fields = ConnectionFields::of(&connection, (Some("a.example"), Some("why")));
-                    let bytes = postcard::to_stdvec(&fields).unwrap();
+                    let mut bytes = encode_connection(&connection, (Some("a.example"), Some("why")));
+                    bytes.extend_from_slice(b"later");
                     let (host, reason) = (Some("a.example".into()), Some("why".into()));
-                    let decoded = postcard::from_bytes::<ConnectionFields<'_>>(&bytes).unwrap().decode();
+                    let decoded = decode_connection(&bytes).unwrap();
                     assert_eq!(decoded, Some(Connection { host, reason, ..connection }));
                 }
             }

@@ -1,6 +1,7 @@
 //! Creates a run's journal.
 
 use std::{
+    borrow::Cow,
     io,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -14,7 +15,7 @@ use super::{
     journal::Journal,
     logs::RunFiles,
     mask::Masker,
-    record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, encode_header},
+    record::{FORMAT_VERSION, MAGIC, MAX_HEADER_BYTES, clip_commands, encode_header},
     shared::{Pending, Shared},
     temporary,
     wake::Published,
@@ -33,8 +34,8 @@ pub enum RunDir {
 
 /// Creates a run's journal, writes its header, and returns the writer, the bus and the stream.
 ///
-/// Secrets are masked in display names and images. Keys and the names of runners are identifiers, and are not
-/// masked.
+/// Secrets are masked in display names, images and commands, and long commands are clipped. Keys and the
+/// names of runners are identifiers, and are not masked.
 ///
 /// # Errors
 /// Returns an error if the directory or the journal cannot be made, or if the directory has a journal
@@ -47,10 +48,18 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
             step.display_name = masker.mask_text(&step.display_name).into();
             step.image = step.image.take().map(|image| masker.mask_text(&image).into());
         }
+        for command in &mut meta.details.commands {
+            // Most have no secret, and stay the text that the plan has.
+            if let Cow::Owned(masked) = masker.mask_text(&command.text) {
+                command.text = masked.into();
+            }
+        }
         if let Some(url) = meta.server.as_mut().and_then(|server| server.watch_url.as_mut()) {
             *url = masker.mask_text(url).into_owned();
         }
     }
+    // After masking, because a part of a secret is not found.
+    clip_commands(&mut meta.details.commands);
     let mut header = Vec::from(MAGIC);
     header.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
     encode_header(&mut header, &meta).map_err(|error| invalid(&error))?;
@@ -82,6 +91,7 @@ pub fn create(dir: RunDir, mut meta: RunMeta, secrets: &Secrets) -> io::Result<(
         journal,
         first_record: end.len(),
         published: Published::new(end.len()),
+        wants_progress: AtomicBool::new(false),
         has_warned: AtomicBool::new(false),
         files,
         run: Arc::new(meta.into()),

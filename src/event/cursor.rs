@@ -18,17 +18,19 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use super::{
-    BuildEvent, EVENT_SCHEMA_VERSION, JournalError, StdStream,
+    ActivityCount, BuildEvent, EVENT_SCHEMA_VERSION, JournalError, StdStream,
+    activities::activity_of,
     batch::LogLines,
+    connections::decode_connection,
     frames::Frames,
     lines::{Line, LineEnd, LineSplitter},
     logs::{LogReader, journal_path},
-    record::{CONNECTION_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
+    record::{CONNECTION_KIND, PROGRESS_KIND, Record, build_status_of, miss_reason_of, step_status_of, stream_of},
     shared::OutputRange,
     table::RunTable,
     trailing::{EndFields, decode_end, decode_retry},
 };
-use crate::model::StepIndex;
+use crate::model::{ShadowVerdict, StepIndex};
 
 /// A position in a run's events.
 #[derive(Debug)]
@@ -317,15 +319,32 @@ impl Cursor {
                 let seq = self.next_seq();
                 return Ok(self.last(BuildEvent::BuildEnd { seq, exit_code: status.exit_code(), duration_ms, status }));
             }
-            Record::Connection { at_ms, step, attempt, connection } => {
+            Record::Connection { at_ms, step, attempt, trailing } => {
                 let step_id = id_of(step)?;
-                match connection.decode() {
+                let fields = decode_connection(trailing);
+                match fields.map_err(|_| corrupt("the fields of a connection cannot be decoded"))? {
                     Some(connection) => {
                         let (ts, connection) = (timestamp(run, at_ms), Box::new(connection));
                         BuildEvent::Connection { seq, step_id, attempt, ts, connection }
                     }
                     None => unknown_record(CONNECTION_KIND, seq),
                 }
+            }
+            Record::Progress { at_ms, step, activity, count } => {
+                let step_id = step.map(id_of).transpose()?;
+                match activity_of(activity) {
+                    Some(activity) => {
+                        let count = count.map(|(done, total)| ActivityCount::new(done, total));
+                        BuildEvent::Progress { seq, step_id, ts: timestamp(run, at_ms), activity, count }
+                    }
+                    None => unknown_record(PROGRESS_KIND, seq),
+                }
+            }
+            Record::StepShadow { step, attempt, found, miss, difference, reasons, .. } => {
+                let (step_id, text) = (id_of(step)?, |text: &str| text.to_owned());
+                let (miss, difference) = (miss.map(text), difference.map(text));
+                let verdict = ShadowVerdict { found, miss, difference, reasons: reasons.lines().map(text).collect() };
+                BuildEvent::StepShadow { seq, step_id, attempt, verdict: Box::new(verdict) }
             }
             Record::Unknown { kind } => unknown_record(kind, seq),
         };

@@ -8,7 +8,7 @@ use super::BuildEvent;
 
 /// The tags that [`BuildEvent`] knows: an event with one of these that does not decode is an error, not an
 /// unknown event.
-const KNOWN_KINDS: [&str; 13] = [
+const KNOWN_KINDS: [&str; 15] = [
     "build_start",
     "build_accepted",
     "step_queued",
@@ -21,6 +21,8 @@ const KNOWN_KINDS: [&str; 13] = [
     "step_end",
     "chain_failed",
     "connection",
+    "progress",
+    "step_shadow",
     "build_end",
 ];
 

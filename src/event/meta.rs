@@ -39,6 +39,27 @@ pub struct PlanDetails {
     pub depends_on: Vec<(StepIndex, StepIndex)>,
     /// The names of the services of the steps that have some.
     pub services: Vec<(StepIndex, Vec<Arc<str>>)>,
+    /// The commands by index, if they are known. In the journal they follow the other fields.
+    #[serde(skip)]
+    pub commands: Vec<StepCommand>,
+}
+
+/// A step's command.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StepCommand {
+    /// The command, or its beginning.
+    pub text: Arc<str>,
+    /// How many bytes of it are left out at its end.
+    pub omitted_bytes: u64,
+}
+
+impl StepCommand {
+    /// Creates a whole command.
+    #[must_use]
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self { text: text.into(), omitted_bytes: 0 }
+    }
 }
 
 /// What a server says about a run.

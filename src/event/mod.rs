@@ -14,6 +14,7 @@
 //! events; readers see an event only after it was written. Nothing waits for a reader. The module does not
 //! know rendering, runners, or schedules.
 
+mod activities;
 mod attempt;
 mod batch;
 mod bus;
@@ -43,7 +44,10 @@ mod writer;
 
 pub use crate::{
     log_file::LogFile,
-    model::{BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, StdStream},
+    model::{
+        Activity, ActivityCount, BuildRef, CacheMissReason, Connection, ConnectionEnd, Protocol, ShadowVerdict,
+        StdStream,
+    },
 };
 pub use batch::{EventBatch, LogLines};
 pub use bus::EventBus;
@@ -57,7 +61,9 @@ pub(crate) use mask::Held;
 #[cfg(feature = "sandbox")]
 pub(crate) use mask::SecretSearch;
 pub use mask::mask;
-pub use meta::{PlanDetails, RunMeta, ServerRun, StateEvent, StepEndDetails, StepMeta, step_id, step_index};
+pub use meta::{
+    PlanDetails, RunMeta, ServerRun, StateEvent, StepCommand, StepEndDetails, StepMeta, step_id, step_index,
+};
 pub use replay::{JournalReader, StepCost, durations, open, step_costs};
 pub use run_record::{AttemptTimes, LogPiece, RunRecord, StepRecord, log_pieces, run_record, step_records};
 pub use stream::EventStream;

@@ -13,7 +13,7 @@
 use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
-use super::{CacheMissReason, PlanDetails, RunMeta, ServerRun, StdStream, connections::ConnectionFields};
+use super::{CacheMissReason, PlanDetails, RunMeta, ServerRun, StdStream, StepCommand};
 use crate::model::{BuildStatus, StepStatus};
 
 /// The first bytes of every journal.
@@ -36,6 +36,12 @@ pub(super) const MAX_HEADER_BYTES: usize = 256 << 20;
 
 /// The length to which texts in records are clipped, in bytes.
 pub(super) const MAX_TEXT_BYTES: usize = 64 << 10;
+
+/// The length to which each command is clipped, in bytes.
+const MAX_COMMAND_BYTES: usize = 4 << 10;
+
+/// The length of all commands together, in bytes. If they are longer, each gets the same part of it.
+const MAX_COMMANDS_BYTES: usize = 16 << 20;
 
 /// An event as the journal stores it. `at_ms` is milliseconds since the start of the run.
 ///
@@ -106,8 +112,28 @@ pub(super) enum Record<'a> {
         at_ms: u64,
         step: u32,
         attempt: u32,
-        #[serde(borrow)]
-        connection: ConnectionFields<'a>,
+        /// The result of [`encode_connection`](super::connections::encode_connection), after the other
+        /// fields. Not decoded with them, because that would make every record larger.
+        #[serde(skip)]
+        trailing: &'a [u8],
+    },
+    Progress {
+        at_ms: u64,
+        /// `None` if the whole run waits.
+        step: Option<u32>,
+        activity: u8,
+        /// How much is done, of how much.
+        count: Option<(u64, u64)>,
+    },
+    StepShadow {
+        at_ms: u64,
+        step: u32,
+        attempt: u32,
+        found: bool,
+        miss: Option<&'a str>,
+        difference: Option<&'a str>,
+        /// One per line.
+        reasons: &'a str,
     },
     /// A kind of a newer version. It is never written.
     #[serde(skip)]
@@ -119,8 +145,11 @@ pub(super) enum Record<'a> {
 /// The number of [`Record::Connection`].
 pub(super) const CONNECTION_KIND: u32 = 8;
 
+/// The number of [`Record::Progress`].
+pub(super) const PROGRESS_KIND: u32 = 9;
+
 /// The number of record kinds.
-const KNOWN_KINDS: u32 = 9;
+const KNOWN_KINDS: u32 = 11;
 
 impl<'a> Record<'a> {
     /// Decodes a frame's payload.
@@ -130,7 +159,9 @@ impl<'a> Record<'a> {
             return Ok(Self::Unknown { kind });
         }
         let (mut record, later_fields) = postcard::take_from_bytes(payload)?;
-        if let Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } = &mut record {
+        if let Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } | Self::Connection { trailing, .. } =
+            &mut record
+        {
             *trailing = later_fields;
         }
         Ok(record)
@@ -139,7 +170,9 @@ impl<'a> Record<'a> {
     /// Appends the record to `buffer` as one frame. On failure the buffer is unchanged.
     pub(super) fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
         match self {
-            Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } => encode_with(buffer, self, trailing),
+            Self::StepEnd { trailing, .. } | Self::StepRetry { trailing, .. } | Self::Connection { trailing, .. } => {
+                encode_with(buffer, self, trailing)
+            }
             record => encode_with(buffer, record, &[]),
         }
     }
@@ -154,6 +187,9 @@ pub(super) fn encode_header(buffer: &mut Vec<u8>, meta: &RunMeta) -> Result<(), 
             trailing = postcard::to_stdvec(&ServerRun::default())?;
         }
         trailing = postcard::to_extend(&meta.details, trailing)?;
+        if !meta.details.commands.is_empty() {
+            trailing = postcard::to_extend(&meta.details.commands, trailing)?;
+        }
     }
     encode_with(buffer, meta, &trailing)
 }
@@ -167,7 +203,11 @@ pub(super) fn decode_header(payload: &[u8]) -> Result<RunMeta, postcard::Error> 
     let (server, details) = postcard::take_from_bytes(trailing)?;
     meta.server = Some(server).filter(|server| *server != ServerRun::default());
     if !details.is_empty() {
-        meta.details = postcard::take_from_bytes(details)?.0;
+        let (details, commands) = postcard::take_from_bytes(details)?;
+        meta.details = details;
+        if !commands.is_empty() {
+            meta.details.commands = postcard::take_from_bytes(commands)?.0;
+        }
     }
     Ok(meta)
 }
@@ -221,6 +261,17 @@ impl Flavor for Append<'_> {
 /// Clips `text` to the maximum length in a record, at the end of a character.
 pub(super) fn clip(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
+}
+
+/// Clips commands to what a header has of them.
+pub(super) fn clip_commands(commands: &mut [StepCommand]) {
+    let all: usize = commands.iter().map(|command| command.text.len().min(MAX_COMMAND_BYTES)).sum();
+    let max = if all <= MAX_COMMANDS_BYTES { MAX_COMMAND_BYTES } else { MAX_COMMANDS_BYTES / commands.len() };
+    for command in commands.iter_mut().filter(|command| command.text.len() > max) {
+        let kept = command.text.floor_char_boundary(max);
+        command.omitted_bytes += (command.text.len() - kept) as u64;
+        command.text = command.text[..kept].into();
+    }
 }
 
 /// Returns a stream's code in the journal.
@@ -319,11 +370,10 @@ pub(super) const fn build_status_of(code: u8) -> Option<BuildStatus> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Connection, ConnectionEnd, Protocol};
 
     fn payload_of(record: Record<'_>) -> Vec<u8> {
         let mut frame = Vec::new();
-        encode(&mut frame, &record).unwrap();
+        record.append_to(&mut frame).unwrap();
         frame.split_off(FRAME_HEADER_BYTES)
     }
 
@@ -348,17 +398,14 @@ mod tests {
 
     #[test]
     fn the_highest_known_kind_decodes_and_the_next_is_unknown() {
-        let connection = Connection::new(Protocol::Dns, ConnectionEnd::Blocked);
-        let last = Record::Connection {
-            at_ms: 1,
-            step: 2,
-            attempt: 1,
-            connection: ConnectionFields::of(&connection, (None, None)),
-        };
+        let progress = Record::Progress { at_ms: 1, step: Some(2), activity: 3, count: Some((4, 5)) };
+        assert_eq!(u32::from(payload_of(progress)[0]), PROGRESS_KIND);
+        let (miss, difference) = (Some("F changed"), None);
+        let last = Record::StepShadow { at_ms: 1, step: 2, attempt: 1, found: false, miss, difference, reasons: "" };
         let payload = payload_of(last);
         assert_eq!(u32::from(payload[0]), KNOWN_KINDS - 1);
         assert_eq!(Record::decode(&payload), Ok(last));
-        assert_eq!(Record::decode(&[9, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
+        assert_eq!(Record::decode(&[11, 1, 2, 3]), Ok(Record::Unknown { kind: KNOWN_KINDS }));
     }
 
     #[test]
@@ -388,6 +435,27 @@ mod tests {
         assert_eq!((0..=u8::MAX).filter_map(step_status_of).count(), 8);
         assert_eq!((0..=u8::MAX).filter_map(build_status_of).count(), 5);
         assert_eq!((0..=u8::MAX).filter_map(miss_reason_of).count(), 5);
+    }
+
+    #[test]
+    fn commands_are_clipped_to_a_fair_part_at_a_character() {
+        let of = |len: usize| StepCommand::new("ä".repeat(len / 2));
+        let mut few = [of(10), of(MAX_COMMAND_BYTES), of(MAX_COMMAND_BYTES + 2)];
+        clip_commands(&mut few);
+        assert_eq!(few.each_ref().map(|it| it.omitted_bytes), [0, 0, 2]);
+        assert_eq!(few.each_ref().map(|it| it.text.len()), [10, MAX_COMMAND_BYTES, MAX_COMMAND_BYTES]);
+        // An odd number of bytes is the part of each of these.
+        let mut many = vec![of(100 << 10); 16_383];
+        many.push(of(10));
+        clip_commands(&mut many);
+        assert!(many.iter().map(|it| it.text.len()).sum::<usize>() <= MAX_COMMANDS_BYTES);
+        assert!(many.iter().all(|it| it.text.chars().all(|c| c == 'ä')));
+        let whole: Vec<u64> = many.iter().map(|it| it.text.len() as u64 + it.omitted_bytes).collect();
+        assert_eq!((whole[0], whole.last()), (100 << 10, Some(&10)));
+        let mut more = vec![of(1 << 10); 100_000];
+        clip_commands(&mut more);
+        assert_eq!((more[0].text.len(), more[0].omitted_bytes), (166, (1 << 10) - 166));
+        clip_commands(&mut []);
     }
 
     #[test]

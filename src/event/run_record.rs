@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use super::{
-    JournalError, RunMeta,
+    JournalError, RunMeta, StepCommand,
     frames::Frames,
     logs::journal_path,
     record::{Record, build_status_of, step_status_of, stream_of},
@@ -41,6 +41,8 @@ pub struct StepRecord {
     pub runner: Arc<str>,
     /// The image, if the step boots from one.
     pub image: Option<Arc<str>>,
+    /// The command. Journals of earlier versions have none.
+    pub command: Option<StepCommand>,
     /// The `builds_in` parent.
     pub builds_in: Option<StepIndex>,
     /// The other steps that it waits for. Journals of earlier versions have none.
@@ -164,6 +166,7 @@ fn planned(meta: &RunMeta) -> Vec<StepRecord> {
             display_name: Arc::clone(&step.display_name),
             runner: runner(step.runner),
             image: step.image.clone(),
+            command: None,
             builds_in: step.parent.filter(|parent| parent.get() < len),
             depends_on: Vec::new(),
             services: Vec::new(),
@@ -186,6 +189,9 @@ fn planned(meta: &RunMeta) -> Vec<StepRecord> {
         if let Some(record) = records.get_mut(step.get()).filter(|_| parent.get() < len) {
             record.depends_on.push(*parent);
         }
+    }
+    for (record, command) in records.iter_mut().zip(&meta.details.commands) {
+        record.command = Some(command.clone());
     }
     for (step, services) in &meta.details.services {
         if let Some(record) = records.get_mut(step.get()) {

@@ -29,6 +29,8 @@ pub(super) struct Shared {
     /// The offset of the journal's first record, in bytes.
     pub(super) first_record: u64,
     pub(super) published: Published,
+    /// Whether readers want to know what the run waits for.
+    pub(super) wants_progress: AtomicBool,
     /// Whether an ignored call of `output` was reported.
     pub(super) has_warned: AtomicBool,
     /// The last field, so that files are closed before their directory is removed.
@@ -39,6 +41,23 @@ impl Shared {
     /// Returns the time since the start of the run, in milliseconds.
     pub(super) fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Appends what others than the dispatcher record, if the attempts are in the state that `is_open` wants.
+    /// `record` gets the time. The lock on the attempts is held until the record is pending, so that the end
+    /// of the attempt, or of the build, comes after it.
+    pub(super) fn append<'r>(&self, is_open: impl FnOnce(&Attempts) -> bool, record: impl FnOnce(u64) -> Record<'r>) {
+        let attempts = self.attempts.lock();
+        if !is_open(&attempts) {
+            return;
+        }
+        let mut pending = self.pending.lock();
+        pending.push(&record(self.elapsed_ms()));
+        let was_dirty = std::mem::replace(&mut pending.is_dirty, true);
+        drop((pending, attempts));
+        if !was_dirty {
+            self.dirty.notify_one();
+        }
     }
 }
 

@@ -121,18 +121,27 @@ impl From<RunMeta> for RunTable {
             grounds: Vec::new(),
         };
         let mut known: HashMap<(u16, Option<Arc<str>>), u32> = HashMap::new();
+        // Most steps start on the same as the one before, and need no look into the map.
+        let mut last: Option<(u16, Option<Arc<str>>, u32)> = None;
         // From the end, so that the memory of records that are done can be given back.
         while let Some(StepMeta { key, display_name, chain_idx, parent, image, runner }) = steps.pop() {
             table.keys.push(key);
             table.display_names.push(display_name);
             table.chains.push(u32::try_from(chain_idx).unwrap_or(u32::MAX));
             table.parents.push(parent.map_or(NONE, |parent| parent.0));
-            let ground = known.entry((runner, image)).or_insert_with_key(|(runner, image)| {
-                let runner = runners.get(usize::from(*runner)).cloned();
-                table.grounds.push(Ground { runner, image: image.clone() });
-                (table.grounds.len() - 1) as u32
-            });
-            table.ground_of.push(*ground);
+            let ground = match &last {
+                Some((of, on, ground)) if *of == runner && *on == image => *ground,
+                _ => {
+                    let ground = *known.entry((runner, image.clone())).or_insert_with_key(|(runner, image)| {
+                        let runner = runners.get(usize::from(*runner)).cloned();
+                        table.grounds.push(Ground { runner, image: image.clone() });
+                        (table.grounds.len() - 1) as u32
+                    });
+                    last = Some((runner, image, ground));
+                    ground
+                }
+            };
+            table.ground_of.push(ground);
             if steps.len().is_multiple_of(BATCH) {
                 steps.shrink_to_fit();
             }

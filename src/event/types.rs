@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    ArtifactRef, BuildRef, CacheMissReason, Connection, SnapshotRef, StdStream, StepStatus, StepUsage, TestResults,
+    Activity, ActivityCount, ArtifactRef, BuildRef, CacheMissReason, Connection, ShadowVerdict, SnapshotRef, StdStream,
+    StepStatus, StepUsage, TestResults,
 };
 
 /// The version of the event schema, in every `build_start`. It is increased when a field changes its meaning
@@ -222,6 +223,37 @@ pub enum BuildEvent {
         #[serde(flatten)]
         connection: Box<Connection>,
     },
+    /// The run, or a step, waits for something. The event is repeated at least once a second while that
+    /// lasts. There are none unless [`RunOptions::progress`](crate::RunOptions::progress) asks for them.
+    Progress {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step that waits. If it is `None`, the whole run does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step_id: Option<Uuid>,
+        /// The time.
+        ts: DateTime<Utc>,
+        /// What it waits for.
+        activity: Activity,
+        /// How much of that is done, if it is counted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<ActivityCount>,
+    },
+    /// A step was looked up by what it reads, in shadow mode: it ran anyway.
+    StepShadow {
+        /// Position in the stream.
+        #[serde(default)]
+        seq: u64,
+        /// The step.
+        step_id: Uuid,
+        /// The attempt.
+        #[serde(default = "first")]
+        attempt: u32,
+        /// What came of it.
+        #[serde(flatten)]
+        verdict: Box<ShadowVerdict>,
+    },
     /// A chain ends here, because this step of it failed.
     ChainFailed {
         /// Position in the stream.
@@ -273,6 +305,8 @@ impl BuildEvent {
             | Self::StepRetry { seq, .. }
             | Self::StepEnd { seq, .. }
             | Self::Connection { seq, .. }
+            | Self::Progress { seq, .. }
+            | Self::StepShadow { seq, .. }
             | Self::ChainFailed { seq, .. }
             | Self::BuildEnd { seq, .. } => *seq,
             Self::Unknown(fields) => fields.get("seq").and_then(serde_json::Value::as_u64).unwrap_or(0),

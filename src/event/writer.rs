@@ -3,13 +3,13 @@
 use std::{borrow::Cow, io, path::PathBuf, sync::Arc};
 
 use super::{
-    EventStream, StateEvent,
+    EventStream, StateEvent, StepEndDetails,
     journal::Journal,
     record::{Record, build_status_code, clip, miss_reason_code, step_status_code},
-    shared::Shared,
+    shared::{Pending, Shared},
     trailing::{Refinement, encode_end, encode_retry},
 };
-use crate::model::{StepIndex, StepStatus};
+use crate::model::{ArtifactRef, StepIndex, StepStatus};
 
 /// Returns whether an error means that a disk or a quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
@@ -48,19 +48,6 @@ impl EventWriter {
             StateEvent::StepStart { step, attempt } => {
                 pending.push(&Record::StepStart { at_ms, step: step.0, attempt });
             }
-            StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code } => {
-                let (message, step) = (mask(&message), step.0);
-                let (message, trailing) = (clip(&message), &*encode_retry(exit_code));
-                pending.push(&Record::StepRetry { at_ms, step, attempt, backoff_ms, message, trailing });
-            }
-            StateEvent::StepCacheHit { step, tag } => {
-                pending.push(&Record::StepCacheHit { at_ms, step: step.0, tag: clip(&mask(&tag)) });
-            }
-            StateEvent::StepCacheMiss { step, reason, message } => {
-                let message = message.as_deref().map(mask);
-                let (reason, message) = (miss_reason_code(reason), message.as_deref().map(clip));
-                pending.push(&Record::StepCacheMiss { at_ms, step: step.0, reason, message });
-            }
             StateEvent::StepEnd {
                 step,
                 attempt,
@@ -74,17 +61,8 @@ impl EventWriter {
             } => {
                 let snapshot = snapshot.as_ref().map(|snapshot| mask(&snapshot.0));
                 let message = message.as_deref().map(mask);
-                let artifacts: Vec<_> =
-                    artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
-                let artifacts = artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size));
-                let mut tests = details.tests;
-                for failure in tests.iter_mut().flat_map(|tests| &mut tests.failures) {
-                    failure.name = self.shared.mask_text(&failure.name).into_owned();
-                    failure.message = self.shared.mask_text(&failure.message).into_owned();
-                }
-                let extra = (Refinement::of(status), details.usage, tests.as_deref());
-                let trailing = encode_end(artifacts, extra);
                 let recorded = details.allowed.filter(|_| status == StepStatus::FailedAllowed).unwrap_or(status);
+                let trailing = self.shared.trailing_of_end(status, &artifacts, details);
                 pending.push(&Record::StepEnd {
                     at_ms,
                     step: step.0,
@@ -97,6 +75,29 @@ impl EventWriter {
                     trailing: &trailing,
                 });
             }
+            rare => self.push_rare(&mut pending, at_ms, rare),
+        }
+    }
+
+    /// Records an event that a step which just passes does not have. Apart from [`emit`](Self::emit),
+    /// so that the code that runs for each step fits the processor's instruction cache.
+    #[inline(never)]
+    fn push_rare(&self, pending: &mut Pending, at_ms: u64, event: StateEvent) {
+        let mask = |text| self.shared.mask_text(text);
+        match event {
+            StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code } => {
+                let (message, step) = (mask(&message), step.0);
+                let (message, trailing) = (clip(&message), &*encode_retry(exit_code));
+                pending.push(&Record::StepRetry { at_ms, step, attempt, backoff_ms, message, trailing });
+            }
+            StateEvent::StepCacheHit { step, tag } => {
+                pending.push(&Record::StepCacheHit { at_ms, step: step.0, tag: clip(&mask(&tag)) });
+            }
+            StateEvent::StepCacheMiss { step, reason, message } => {
+                let message = message.as_deref().map(mask);
+                let (reason, message) = (miss_reason_code(reason), message.as_deref().map(clip));
+                pending.push(&Record::StepCacheMiss { at_ms, step: step.0, reason, message });
+            }
             StateEvent::ChainFailed { step, exit_code, message } => {
                 let message = mask(&message);
                 pending.push(&Record::ChainFailed { at_ms, step: step.0, exit_code, message: clip(&message) });
@@ -104,6 +105,8 @@ impl EventWriter {
             StateEvent::BuildEnd { status, duration_ms } => {
                 pending.push(&Record::BuildEnd { at_ms, status: build_status_code(status), duration_ms });
             }
+            // Recorded by `emit`.
+            StateEvent::StepStart { .. } | StateEvent::StepEnd { .. } => {}
         }
     }
 
@@ -195,6 +198,23 @@ impl Drop for EventWriter {
 }
 
 impl Shared {
+    /// Encodes the fields of a step's end that only some steps have, with secrets masked.
+    fn trailing_of_end(&self, status: StepStatus, artifacts: &[ArtifactRef], details: StepEndDetails) -> Vec<u8> {
+        let StepEndDetails { usage, mut tests, .. } = details;
+        let refinement = Refinement::of(status);
+        if artifacts.is_empty() && refinement.is_none() && usage.is_none() && tests.is_none() {
+            return Vec::new();
+        }
+        let mask = |text| self.mask_text(text);
+        let artifacts: Vec<_> = artifacts.iter().map(|it| (mask(&it.key), mask(&it.mime), it.size_bytes)).collect();
+        let artifacts = artifacts.iter().map(|(key, mime, size)| (&**key, &**mime, *size));
+        for failure in tests.iter_mut().flat_map(|tests| &mut tests.failures) {
+            failure.name = self.mask_text(&failure.name).into_owned();
+            failure.message = self.mask_text(&failure.message).into_owned();
+        }
+        encode_end(artifacts, (refinement, usage, tests.as_deref()))
+    }
+
     /// Returns `text` without secrets.
     pub(super) fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match &self.masker {

@@ -25,7 +25,11 @@ use super::{
     partial::Partial,
     stored,
 };
-use crate::store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits};
+use crate::{
+    model::{Activity, ActivityCount, REPORTED_EVERY},
+    size::megabytes,
+    store::{IdMap, LayerId, Store, StoreError, tree::UnpackLimits},
+};
 
 /// The number of concurrent layers. More connections do not make a pull faster, and each unpacking needs a
 /// processor.
@@ -101,11 +105,17 @@ impl ImageFetch<'_> {
         let layers: Vec<_> = missing.into_iter().map(|layer| self.layer(layer, &done)).collect();
         let work = stream::iter(layers).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) });
         tokio::pin!(work);
+        let mut next_note = started + NOTE_EVERY;
         loop {
             tokio::select! {
                 worked = &mut work => break worked?,
-                () = tokio::time::sleep(NOTE_EVERY) => {
+                () = tokio::time::sleep(REPORTED_EVERY) => {
                     let done = done.load(Relaxed);
+                    notes.progress(self.activity(done < total), Some(ActivityCount::new(done.min(total), total)));
+                    if Instant::now() < next_note {
+                        continue;
+                    }
+                    next_note += NOTE_EVERY;
                     notes.note(match done < total {
                         true => format!("{verb} {}: {} of {}", self.name, megabytes(done), megabytes(total)),
                         false => format!("unpacking {}", self.name),
@@ -193,6 +203,11 @@ impl ImageFetch<'_> {
         }
     }
 
+    fn activity(&self, is_incomplete: bool) -> Activity {
+        let is_remote = !matches!(self.origin, ImageOrigin::Local(_));
+        if is_remote && is_incomplete { Activity::PullingImage } else { Activity::UnpackingImage }
+    }
+
     fn verbs(&self) -> (&'static str, &'static str) {
         match self.origin {
             ImageOrigin::Local(_) => ("unpacking", "unpacked"),
@@ -208,10 +223,4 @@ impl ImageFetch<'_> {
             hint: "report it to its owner",
         }
     }
-}
-
-/// Formats a size for users: whole megabytes, or tenths if it is less than 10 MB.
-fn megabytes(bytes: u64) -> String {
-    let tenths = bytes / 100_000;
-    if tenths < 100 { format!("{}.{} MB", tenths / 10, tenths % 10) } else { format!("{} MB", tenths / 10) }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use super::{
     stored::StoredImage,
 };
 use crate::{
+    model::{Activity, ActivityCount, REPORTED_EVERY},
     store::{IdMap, Store, StoreError, tree::UnpackLimits},
     sync::Mutex,
 };
@@ -104,6 +106,12 @@ impl ImageOptions {
 pub trait Notes: Sync {
     /// Receives a line, without a line terminator.
     fn note(&self, line: String) -> impl Future<Output = ()> + Send;
+
+    /// Receives what a fetch is doing, and how much of that is done, if it is counted. It is called several
+    /// times a second.
+    fn progress(&self, activity: Activity, count: Option<ActivityCount>) {
+        let _ = (activity, count);
+    }
 }
 
 /// Ignores all messages.
@@ -178,7 +186,7 @@ impl Images {
         id_map: IdMap,
         notes: &impl Notes,
     ) -> Result<Base, ImageError> {
-        let pinned = self.pinned(store, image, notes).await?;
+        let pinned = waiting(notes, Activity::ResolvingImage, self.pinned(store, image, notes)).await?;
         let (digest, origin) = match &*pinned {
             Pinned::Base(base) => return Ok(base.clone()),
             Pinned::Image { digest, origin } => (*digest, origin),
@@ -186,7 +194,7 @@ impl Images {
         // Until the image has its name. Those who boot from it hold their own leases.
         let _lease = store.lease()?;
         let fetching = Arc::clone(self.fetching.lock().entry((digest, id_map)).or_default());
-        let alone = fetching.lock().await;
+        let alone = waiting(notes, Activity::WaitingForImage, fetching.lock()).await;
         if StoredImage::find(store, &digest, id_map).is_ok() {
             store.stacks().touch_image(&digest, id_map)?;
             return Ok(Base::Image(digest));
@@ -240,6 +248,18 @@ impl Images {
     #[expect(clippy::unused_async, reason = "registries are waited for")]
     async fn pin_remote(&self, _: &Arc<Store>, image: &str, _: &impl Notes) -> Result<Pinned, ImageError> {
         Err(ImageError::NoRegistry { image: image.to_owned() })
+    }
+}
+
+/// Waits for work that is not counted, and reports it meanwhile.
+async fn waiting<T>(notes: &impl Notes, activity: Activity, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = tokio::time::sleep(REPORTED_EVERY) => notes.progress(activity, None),
+        }
     }
 }
 

@@ -86,11 +86,25 @@ pub(super) struct RootFs {
 
 /// The program that an image runs by default.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ImageProgram {
+#[expect(clippy::exhaustive_structs, reason = "an image says no more about its program")]
+pub struct ImageProgram {
     /// Its path, and its arguments.
-    pub(crate) argv: Vec<String>,
+    pub argv: Vec<String>,
     /// The directory where it starts.
-    pub(crate) workdir: String,
+    pub workdir: String,
+}
+
+impl ImageProgram {
+    /// Returns the program of an image that is configured so, if it has one.
+    pub(crate) fn of(
+        entrypoint: Option<&Vec<String>>,
+        cmd: Option<&Vec<String>>,
+        workdir: Option<&str>,
+    ) -> Option<Self> {
+        let argv: Vec<String> = [entrypoint, cmd].into_iter().flatten().flatten().cloned().collect();
+        let workdir = workdir.filter(|dir| dir.starts_with('/')).unwrap_or("/").to_owned();
+        (!argv.is_empty()).then_some(Self { argv, workdir })
+    }
 }
 
 /// A problem with a document. The caller adds the document's name.
@@ -217,9 +231,7 @@ impl ImageConfig {
     /// Returns the program that runs by default, if there is one.
     pub(super) fn program(&self) -> Option<ImageProgram> {
         let Execution { entrypoint, cmd, workdir, .. } = self.config.as_ref()?;
-        let argv: Vec<String> = [entrypoint, cmd].into_iter().flatten().flatten().cloned().collect();
-        let workdir = workdir.as_deref().filter(|dir| dir.starts_with('/')).unwrap_or("/").to_owned();
-        (!argv.is_empty()).then_some(ImageProgram { argv, workdir })
+        ImageProgram::of(entrypoint.as_ref(), cmd.as_ref(), workdir.as_deref())
     }
 
     /// Returns the environment variables of a command, by name.

@@ -36,8 +36,9 @@ pub(crate) mod stored;
 pub(crate) use docker_save::{ArchiveFile, SavedImage};
 pub use error::ImageError;
 pub use export::{ExportError, ExportTarget, export};
-pub(crate) use export::{layer_dirs, pack_layer_in, pack_layer_tar, thin_archive};
+pub(crate) use export::{layer_dirs, pack_layer_in, pack_layer_tar, read_layer_tar, thin_archive};
 pub use images::{BadVariable, ImageOptions, PullPolicy};
+pub use manifest::ImageProgram;
 pub(crate) use reference::check_image;
 
 // What runners and commands of this package do with images.

@@ -13,22 +13,24 @@ impl<T: Copy> Csr<T> {
     /// Sorts `(row, item)` pairs into `rows` rows in linear time. The caller must ensure that every row is
     /// below `rows`, and that there are at most [`u32::MAX`] pairs.
     pub(crate) fn new(rows: usize, pairs: impl Iterator<Item = (usize, T)> + Clone) -> Self {
-        let mut starts = vec![0_u32; rows + 1];
+        let mut starts = vec![0_u32; rows + 2];
         for (row, _) in pairs.clone() {
-            starts[row + 1] += 1;
+            starts[row + 2] += 1;
         }
         for row in 0..rows {
-            starts[row + 1] += starts[row];
+            starts[row + 2] += starts[row + 1];
         }
         let mut items = Vec::new();
         if let Some((_, filler)) = pairs.clone().next() {
-            items.resize(starts[rows] as usize, filler);
-            let mut next = starts.clone();
+            items.resize(starts[rows + 1] as usize, filler);
+            // `starts[row + 1]` is where the next item of the row goes: in the end, where the row ends.
             for (row, item) in pairs {
-                items[next[row] as usize] = item;
-                next[row] += 1;
+                let next = &mut starts[row + 1];
+                items[*next as usize] = item;
+                *next += 1;
             }
         }
+        starts.truncate(rows + 1);
         Self { starts, items }
     }
 

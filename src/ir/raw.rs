@@ -124,7 +124,7 @@ struct RawStep<'a> {
     #[serde(default)]
     timeout_seconds: Option<Number>,
     #[serde(default)]
-    cache: Option<Cache>,
+    cache: Option<Box<Cache>>,
     #[serde(default, borrow)]
     runner: Option<Text<'a>>,
     #[serde(default)]
@@ -151,7 +151,7 @@ impl RawNodes {
             label: share(step.label, |step| step.label.as_ref()),
             cmd: step.cmd.share(step_before.map(|step| &step.cmd)),
             image: share(step.image, |step| step.image.as_ref()),
-            env: step.env,
+            env: step.env.map(Arc::new),
             timeout_seconds,
             cache: step.cache,
             runner: share(step.runner, |step| step.runner.as_ref()),

@@ -28,14 +28,15 @@ pub struct CommandStep {
     #[serde(default)]
     pub image: Option<Arc<str>>,
     /// The step's own variables. The DSL merges them into the node's `env`, which the command gets.
+    /// Behind a pointer, as the cache policy is: most steps of a large pipeline have neither.
     #[serde(default)]
-    pub env: Option<Env>,
+    pub env: Option<Arc<Env>>,
     /// The time limit of one attempt, in seconds.
     #[serde(default)]
     pub timeout_seconds: Option<NonZeroU32>,
     /// Whether, and under which key, later runs may reuse the step's snapshot.
     #[serde(default)]
-    pub cache: Option<Cache>,
+    pub cache: Option<Box<Cache>>,
     /// The name of the runner, or `None` for the engine's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runner: Option<Arc<str>>,

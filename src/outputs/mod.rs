@@ -38,6 +38,8 @@ pub(crate) const LIMITS: PackLimits = PackLimits { files: 10_000, bytes: 4 << 30
 pub struct StepOutputs {
     patterns: Arc<[Arc<str>]>,
     place: OutputPlace,
+    /// The paths at which the step has files of other steps.
+    inputs: Vec<Arc<str>>,
     mask: Mask,
     collected: Mutex<Option<Collected>>,
 }
@@ -111,7 +113,12 @@ pub(crate) struct Collected {
 
 impl StepOutputs {
     pub(crate) fn new(patterns: Arc<[Arc<str>]>, place: OutputPlace) -> Self {
-        Self { patterns, place, mask: Mask::default(), collected: Mutex::new(None) }
+        Self { patterns, place, inputs: Vec::new(), mask: Mask::default(), collected: Mutex::new(None) }
+    }
+
+    /// Sets the paths at which the step has files of other steps. What is there is not the step's own.
+    pub(crate) fn without(self, inputs: impl Iterator<Item = Arc<str>>) -> Self {
+        Self { inputs: inputs.collect(), ..self }
     }
 
     /// Sets how secrets are replaced in names of files and in test results, also in warnings.
@@ -161,9 +168,12 @@ impl StepOutputs {
     /// Copies the files that `add` adds, and replaces what was copied for an earlier attempt if they are
     /// complete. Blocks.
     pub(crate) fn receive_by(&self, add: impl FnOnce(&mut Receiving<'_>) -> io::Result<Complete>) -> Received {
-        let received = Receiving::new(&self.place, &self.mask).and_then(|mut receiving| match add(&mut receiving)? {
-            Complete::Yes => receiving.finish().map(Some),
-            Complete::No => Ok(None),
+        let received = Receiving::new(&self.place, &self.mask).and_then(|receiving| {
+            let mut receiving = receiving.without(&self.inputs);
+            match add(&mut receiving)? {
+                Complete::Yes => receiving.finish().map(Some),
+                Complete::No => Ok(None),
+            }
         });
         let OutputPlace { source_dir, pipeline, step } = &self.place;
         let received = match received {

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read},
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use tar::{Archive, Entry, EntryType};
@@ -43,6 +44,8 @@ pub(crate) struct Chosen<'a> {
 #[derive(Debug)]
 pub(crate) struct Receiving<'a> {
     place: &'a OutputPlace,
+    /// The paths of what is not the step's own.
+    inputs: &'a [Arc<str>],
     mask: &'a Mask,
     limits: PackLimits,
     new: NewDir,
@@ -60,6 +63,7 @@ impl<'a> Receiving<'a> {
         let shown = out_dir::path(&place.pipeline, &place.step);
         Ok(Self {
             place,
+            inputs: &[],
             mask,
             limits: LIMITS,
             new,
@@ -69,6 +73,11 @@ impl<'a> Receiving<'a> {
             bytes: 0,
             left_out: 0,
         })
+    }
+
+    /// Skips what is at or below these absolute paths.
+    pub(super) fn without(self, inputs: &'a [Arc<str>]) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Copies the files of a tar stream.
@@ -86,6 +95,9 @@ impl<'a> Receiving<'a> {
             if let Some(Chosen { path, patterns }) = names.only {
                 let below = name.strip_prefix("./").unwrap_or(&name).components().skip(1);
                 name = Path::new(path).components().chain(below).collect();
+                if self.is_input(&name) {
+                    continue;
+                }
                 // Patterns are text.
                 let is_chosen = name.to_str().is_some_and(|name| patterns.covers(name));
                 if !is_chosen || matches!(kind, EntryType::Directory | EntryType::Symlink | EntryType::Fifo) {
@@ -96,6 +108,8 @@ impl<'a> Receiving<'a> {
                     self.leave_out(&name, "it is no regular file, or has another name, too");
                     continue;
                 }
+            } else if self.is_input(&name) {
+                continue;
             } else if kind == EntryType::new(LEFT_OUT) {
                 let path = name.strip_prefix(workdir).unwrap_or(&name);
                 self.files = self.files.saturating_add(1);
@@ -111,6 +125,12 @@ impl<'a> Receiving<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether a file below the root of the step's files came from another step, or is the mount
+    /// point of such files.
+    fn is_input(&self, name: &Path) -> bool {
+        self.inputs.iter().any(|target| name.starts_with(target.trim_start_matches('/')))
     }
 
     fn take(&mut self, entry: &mut Entry<'_, impl Read>, path: &Path) -> io::Result<()> {
@@ -323,6 +343,21 @@ mod tests {
         assert_eq!(receiving.left_out, 1, "the second name of a file");
         let keys: Vec<_> = receiving.finish().unwrap().artifacts.into_iter().map(|it| it.key).collect();
         assert_eq!(keys, [".hm/out/ci/test/target/a.xml", ".hm/out/ci/test/target/all/g/h"]);
+    }
+
+    #[test]
+    fn files_of_other_steps_are_skipped() {
+        let source = tempfile::tempdir().unwrap();
+        let names = ["in/one", "in/one.txt", "in/two/a", "in/two/b/c", "in/twofold"];
+        let entries = names.map(|name| (name, EntryType::Regular, "text"));
+        let stream = archive(&entries);
+        let patterns = PathPatterns::parse(["workspace/**"]).unwrap();
+        let (place, inputs) = (place(source.path()), ["/workspace/one".into(), "/workspace/two".into()]);
+        let mut receiving = Receiving::new(&place, &MASK).unwrap().without(&inputs);
+        let only = Some(Chosen { path: "workspace", patterns: &patterns });
+        receiving.add(&stream[..], StreamNames { workdir: "/workspace", only }).unwrap();
+        let keys: Vec<_> = receiving.finish().unwrap().artifacts.into_iter().map(|it| it.key).collect();
+        assert_eq!(keys, [".hm/out/ci/test/one.txt", ".hm/out/ci/test/twofold"]);
     }
 
     #[test]

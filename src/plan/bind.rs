@@ -1,5 +1,7 @@
 //! Binds a plan to an engine's runners: resolves names to indices, checks arguments, and resolves images and
 //! environments.
+//!
+//! Over 500 lines because a step is bound in one pass, in which each part may add problems of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +22,7 @@ use super::{
     step_tables::{self, FromTable, table_args},
 };
 use crate::{
+    cache::CacheMode,
     ir::{
         CommandStep, EdgeKind, Env, InvalidPipeline, ProblemKind, ProblemPlace, Problems, check_env, on_change_paths,
     },
@@ -43,7 +46,9 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         binder.check_lineage(step, &mut steps);
     }
     let inputs = binder.resolve_inputs(&mut steps);
-    let Binder { mut problems, mut used_images, outcomes, outputs, used_tables, left_out, services, .. } = binder;
+    let Binder {
+        mut problems, mut used_images, outcomes, outputs, used_tables, left_out, services, cache_limits, ..
+    } = binder;
     let (services, without_snapshot) = services.finish(&steps, &runners);
     without_snapshot.into_iter().for_each(|(place, kind)| problems.add(place, kind));
     used_images.extend(services.used_images);
@@ -58,6 +63,8 @@ pub fn bind(plan: &Plan, runners: Vec<RunnerDescriptor>, options: &BindOptions) 
         services: services.bound,
         seeds: services.seeds,
         inputs,
+        cache_mode: options.cache_mode,
+        cache_limits,
         keep: options.keep,
         unused_images: options.images.keys().filter(|image| !used_images.contains(image.as_str())).cloned().collect(),
         unused_tables: (0..options.step_tables.len()).filter(|at| !used_tables.contains(at)).collect(),
@@ -91,6 +98,8 @@ struct Binder<'a> {
     outcomes: BTreeMap<StepIndex, OutcomeRules>,
     /// The patterns of the files that steps leave for the user.
     outputs: BTreeMap<StepIndex, Arc<[Arc<str>]>>,
+    /// The steps that reuse less than the run.
+    cache_limits: BTreeMap<StepIndex, CacheMode>,
     /// The inputs of steps as they are written, and the table that sets them.
     inputs: Vec<(StepIndex, Vec<InputEntry>, Option<Arc<str>>)>,
     /// The tables of the options that match a step, by position.
@@ -118,6 +127,7 @@ impl<'a> Binder<'a> {
             without_args: BTreeSet::new(),
             outcomes: BTreeMap::new(),
             outputs: BTreeMap::new(),
+            cache_limits: BTreeMap::new(),
             inputs: Vec::new(),
             used_tables: BTreeSet::new(),
             left_out: BTreeMap::new(),
@@ -162,6 +172,9 @@ impl<'a> Binder<'a> {
             }
             if taken.rules != OutcomeRules::default() {
                 self.outcomes.insert(at, taken.rules);
+            }
+            if let Some(limit) = taken.cache.filter(|limit| *limit != CacheMode::Auto) {
+                self.cache_limits.insert(at, limit);
             }
             if taken.outputs.is_empty() {
                 // Most steps have none.
@@ -214,13 +227,14 @@ impl<'a> Binder<'a> {
             }
             Ok(()) => {}
             Err(error) => {
-                let error = step_services::refusal(step.runner_args.as_ref(), descriptor).unwrap_or(error);
+                let refused = step_services::refusal(step.runner_args.as_ref(), descriptor);
+                let error = refused.unwrap_or_else(|| bind_args::with_names(error, &descriptor.args));
                 let runner = Arc::clone(&descriptor.name);
                 let kind = ProblemKind::RunnerArgs { runner, path: error.path, message: error.message };
                 self.problems.add(place(), set_in_table(kind, &found));
             }
         }
-        if let Some(Err(wrong)) = step.cache.as_ref().map(on_change_paths) {
+        if let Some(Err(wrong)) = step.cache.as_deref().map(on_change_paths) {
             self.problems.add(place(), ProblemKind::OnChangePath { path: wrong.path, message: wrong.message });
         }
         if self.options.has_secrets && !descriptor.capabilities.secrets && self.without_secrets.insert(runner) {
@@ -236,7 +250,6 @@ impl<'a> Binder<'a> {
             display_name: display_name(&step),
             env: self.env(&node.env),
             runner,
-            timeout: step.timeout_seconds.map(seconds),
             has_lineage_children: children.any(|child| child.kind == EdgeKind::BuildsIn),
             // Set when every step has its runner.
             has_foreign_children: false,
@@ -431,7 +444,7 @@ impl<'a> Binder<'a> {
                 problems.push(ProblemKind::RunnerArgs {
                     runner: Arc::clone(&runner.name),
                     path: "runner_args.inputs".into(),
-                    message: "this runner cannot show files of other steps to a step: use `sandbox`".into(),
+                    message: "this runner cannot show files of other steps to a step: use `sandbox` or `docker`".into(),
                 });
             }
             let key = Arc::clone(&bound.step.key);

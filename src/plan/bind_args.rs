@@ -1,19 +1,25 @@
 //! The arguments of a step that the engine itself interprets, for every runner: `soft_fail`, `retries`,
-//! `outputs` and `inputs`.
+//! `outputs`, `inputs` and `cache`.
 //!
 //! They are taken out of its `runner_args`, so the runner does not have them. The first three say what a
 //! failure of the step means, and which files the user gets. They change nothing that the step sees, and are
-//! in no cache key. Inputs are in keys with their contents.
+//! in no cache key, and nor is `cache`. Inputs are in keys with their contents.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::inputs::{InputEntry, MOST_INPUTS};
+use super::{
+    inputs::{InputEntry, MOST_INPUTS},
+    nearest::nearest,
+};
 use crate::{
+    cache::CacheMode,
     ir::ProblemKind,
     model::{OutcomeRules, SoftFail},
+    runner::{ArgsError, ArgsSchema},
     tree::{MOST_PATTERNS, PatternError},
 };
 
@@ -21,7 +27,9 @@ use crate::{
 const SOFT_FAIL: &str = "soft_fail";
 const RETRIES: &str = "retries";
 const INPUTS: &str = "inputs";
+const CACHE: &str = "cache";
 pub(super) const OUTPUTS: &str = "outputs";
+const ALL: [&str; 5] = [SOFT_FAIL, RETRIES, OUTPUTS, INPUTS, CACHE];
 
 /// The maximum of `retries`.
 const MAX_RETRIES: u8 = 10;
@@ -41,6 +49,9 @@ struct EngineArgs {
     /// The files that are copied to `.hm/out` of the source directory: patterns, relative to the work
     /// directory.
     outputs: Vec<String>,
+    /// Which results of the step are reused, if the run's mode reuses as much: `off` and `declared` reuse
+    /// less than `auto`.
+    cache: CacheMode,
 }
 
 #[derive(JsonSchema)]
@@ -58,6 +69,22 @@ pub fn engine_args_schema() -> Schema {
     settings.into_generator().into_root_schema_for::<EngineArgs>()
 }
 
+/// Adds these arguments to the error of a runner that does not know an argument, and the one that was
+/// probably intended.
+pub(super) fn with_names(error: ArgsError, args: &ArgsSchema) -> ArgsError {
+    let unknown = error.path.strip_prefix("runner_args.");
+    let unknown = unknown.filter(|name| error.message.starts_with(&format!("unknown field `{name}`")));
+    let Some(unknown) = unknown else { return error };
+    let schema = args.json_schema();
+    let own = schema.as_ref().and_then(|schema| schema.get("properties")?.as_object());
+    let own = own.into_iter().flatten().map(|(name, _)| Arc::<str>::from(name.as_str()));
+    let known: Vec<Arc<str>> = own.chain(ALL.map(Arc::<str>::from)).collect();
+    let near = nearest(unknown, &known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let engines = ALL.map(|name| format!("`{name}`")).join(", ");
+    let message = format!("{}, or {engines}{near}", error.message);
+    ArgsError { path: error.path, message }
+}
+
 /// The engine's arguments of a step, and the rest.
 pub(super) struct Taken {
     pub(super) rules: OutcomeRules,
@@ -65,6 +92,8 @@ pub(super) struct Taken {
     pub(super) inputs: Vec<InputEntry>,
     /// The patterns of the files to copy.
     pub(super) outputs: Vec<Arc<str>>,
+    /// Which of its results are reused, at most.
+    pub(super) cache: Option<CacheMode>,
     /// The runner's arguments, if there are any.
     pub(super) rest: Option<Value>,
     pub(super) problems: Vec<ProblemKind>,
@@ -73,7 +102,7 @@ pub(super) struct Taken {
 /// Takes the engine's arguments out of a step's `runner_args`. Returns `None` if there are none.
 pub(super) fn take(args: &Value) -> Option<Taken> {
     let args = args.as_object()?;
-    if ![SOFT_FAIL, RETRIES, OUTPUTS, INPUTS].iter().any(|name| args.contains_key(*name)) {
+    if !ALL.iter().any(|name| args.contains_key(*name)) {
         return None;
     }
     let mut problems = Vec::new();
@@ -97,10 +126,15 @@ pub(super) fn take(args: &Value) -> Option<Taken> {
         problems.push(problem);
         Vec::new()
     });
-    let rest = args.iter().filter(|(name, _)| !matches!(name.as_str(), SOFT_FAIL | RETRIES | OUTPUTS | INPUTS));
+    let cache = args.get(CACHE).map_or(Ok(None), cache);
+    let cache = cache.unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
+    let rest = args.iter().filter(|(name, _)| !ALL.contains(&name.as_str()));
     let rest: Map<_, _> = rest.map(|(name, value)| (name.clone(), value.clone())).collect();
     let rest = (!rest.is_empty()).then_some(Value::Object(rest));
-    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), outputs, inputs, rest, problems })
+    Some(Taken { rules: OutcomeRules::new(retries, soft_fail), outputs, inputs, cache, rest, problems })
 }
 
 fn soft_fail(value: &Value) -> Result<SoftFail, ProblemKind> {
@@ -127,6 +161,11 @@ fn retries(value: &Value) -> Result<u8, ProblemKind> {
         None if value.is_null() => Ok(0),
         _ => Err(wrong(RETRIES, "a whole number from 0 to 10", value_text(value))),
     }
+}
+
+fn cache(value: &Value) -> Result<Option<CacheMode>, ProblemKind> {
+    // `null` is none, too.
+    Option::deserialize(value).map_err(|_| wrong(CACHE, "`auto`, `declared` or `off`", value_text(value)))
 }
 
 fn outputs(value: &Value) -> Result<Vec<Arc<str>>, ProblemKind> {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Dag, LeftOutArg, PlannedInput, StepIndex, StepTable};
 use crate::{
+    cache::CacheMode,
     ir::{CommandStep, Env},
     model::OutcomeRules,
     runner::{Network, RunnerDescriptor, RunnerIndex},
@@ -38,6 +39,8 @@ pub struct BindOptions {
     pub timeout: Option<Duration>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
+    /// Which results are looked up and kept.
+    pub cache_mode: CacheMode,
     /// Whether every step runs regardless of the cache.
     pub no_cache: bool,
     /// The steps, by key, that run regardless of the cache.
@@ -68,6 +71,10 @@ pub struct BoundPlan {
     pub inputs: BTreeMap<StepIndex, Vec<PlannedInput>>,
     /// Whether the filesystem of every step outlives the build so that users can inspect it.
     pub keep: bool,
+    /// Which results are looked up and kept.
+    pub cache_mode: CacheMode,
+    /// The steps that reuse less, if the mode allows more.
+    pub cache_limits: BTreeMap<StepIndex, CacheMode>,
     /// The [`BindOptions::images`] that no root step boots from. They may be misspelled.
     pub unused_images: Vec<String>,
     /// The positions of the [`BindOptions::step_tables`] that match no step.
@@ -87,6 +94,12 @@ impl BoundPlan {
     #[must_use]
     pub fn runner(&self, step: StepIndex) -> &RunnerDescriptor {
         &self.runners[usize::from(self.step(step).runner.0)]
+    }
+
+    /// Returns which results of a step are looked up and kept.
+    #[must_use]
+    pub fn cache_mode_of(&self, step: StepIndex) -> CacheMode {
+        self.cache_limits.get(&step).map_or(self.cache_mode, |limit| self.cache_mode.min(*limit))
     }
 
     /// Returns whether a step's key depends on other steps than its parent: on its inputs, or on what
@@ -245,8 +258,6 @@ pub struct BoundStep {
     pub display_name: Arc<str>,
     /// The index of the runner.
     pub runner: RunnerIndex,
-    /// Wall-clock budget of one attempt.
-    pub timeout: Option<Duration>,
     /// Whether a `builds_in` child boots from this step.
     pub has_lineage_children: bool,
     /// Whether one of them runs on another runner.
@@ -255,6 +266,14 @@ pub struct BoundStep {
     pub is_input: bool,
     /// Whether the step runs regardless of the cache.
     pub is_refreshed: bool,
+}
+
+impl BoundStep {
+    /// Returns the wall-clock budget of one attempt.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        self.step.timeout_seconds.map(|seconds| Duration::from_secs(seconds.get().into()))
+    }
 }
 
 /// The image of root steps if neither the step nor the pipeline names one: this machine's system.

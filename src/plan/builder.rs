@@ -153,10 +153,10 @@ impl Step {
             label: self.label,
             cmd: self.cmd,
             image: self.image,
-            env: (!self.env.is_empty()).then_some(self.env),
+            env: (!self.env.is_empty()).then_some(self.env).map(Arc::new),
             // A draft checks it.
             timeout_seconds: None,
-            cache: self.cache,
+            cache: self.cache.map(Box::new),
             runner: self.runner,
             runner_args: (!self.runner_args.is_empty()).then_some(Value::Object(self.runner_args)),
         }

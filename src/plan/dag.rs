@@ -99,21 +99,25 @@ impl Dag {
     }
 }
 
+/// The index that no step has: there are at most [`u32::MAX`] steps.
+const NO_STEP: StepIndex = StepIndex(u32::MAX);
+
 /// Returns the chain of each step, and the number of chains.
 fn chains(Adjacency { parents, children }: &Adjacency) -> (Vec<u32>, usize) {
-    let first_child: Vec<Option<StepIndex>> =
-        (0..children.rows()).map(|step| lineage(children.row(step)).next()).collect();
+    // Options would take twice the memory, while the text of the IR is in memory, too.
+    let first_child: Vec<StepIndex> =
+        (0..children.rows()).map(|step| lineage(children.row(step)).next().unwrap_or(NO_STEP)).collect();
     let mut chain_of = vec![0; parents.rows()];
     let mut count = 0;
     for step in (0..parents.rows() as u32).map(StepIndex) {
         let parent = lineage(parents.row(step.get())).next();
-        if parent.is_some_and(|parent| first_child[parent.get()] == Some(step)) {
+        if parent.is_some_and(|parent| first_child[parent.get()] == step) {
             continue;
         }
-        let mut link = Some(step);
-        while let Some(step) = link {
-            chain_of[step.get()] = count;
-            link = first_child[step.get()];
+        let mut next = step;
+        while next != NO_STEP {
+            chain_of[next.get()] = count;
+            next = first_child[next.get()];
         }
         count += 1;
     }

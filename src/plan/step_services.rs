@@ -60,7 +60,7 @@ pub(super) fn refusal(args: Option<&Value>, runner: &RunnerDescriptor) -> Option
         Value::Object(defined) => !defined.is_empty(),
         _ => false,
     };
-    let message = "this runner has no services: run the step on `sandbox`";
+    let message = "this runner has no services: run the step on `sandbox` or `docker`";
     let error = || ArgsError { path: format!("runner_args.{SERVICES}"), message: message.into() };
     (wants && !runner.capabilities.services).then(error)
 }

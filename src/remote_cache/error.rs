@@ -2,6 +2,7 @@
 
 use tokio::task::JoinError;
 
+use super::{scope::CacheScope, signature::Unsigned};
 use crate::{
     blocking::BlockingError,
     image::ImageError,
@@ -29,6 +30,9 @@ pub(super) enum RemoteCacheError {
     /// An entry that this program did not write.
     #[error("the remote cache has an invalid entry: {0}")]
     Foreign(String),
+    /// An entry that may not be used.
+    #[error("the entry of step `{}` in scope `{scope}` is not used: {why}", step.escape_debug())]
+    Unsigned { step: String, scope: CacheScope, why: Unsigned },
     #[error("failed to {doing}")]
     Thread { doing: &'static str, source: JoinError },
 }

@@ -7,18 +7,27 @@
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{self, BoxFuture},
+    stream,
+};
 
 use super::{
-    entry::{MAX_ENTRY_BYTES, SharedEntry, action_of, entry_blob},
+    entry::{
+        EntryPlace, LayerName, MAX_ENTRY_BYTES, MAX_SIGNATURE_BYTES, OLD_VERSION, SharedEntry, VERSION, action_of,
+        entry_blob, signature_blob,
+    },
     error::{Consequence, RemoteCacheError},
     options::{Absent, RemoteCache},
+    scope::CacheScope,
 };
 use crate::{
     blocking,
     cache::{CacheKey, Candidate, Found, LookedAhead, Question, is_young},
     model::SnapshotRef,
-    store::{Cached, LayerId, Store},
+    remote::{DigestFunction, RemoteErrorKind, reapi},
+    store::{Cached, IdMap, LayerId, Store},
 };
 
 /// The maximum number of steps of one question that are looked up at a time.
@@ -91,7 +100,7 @@ impl RemoteCache {
                         }
                         // The result has disappeared in the meantime.
                         Err(error) if error.consequence() == Consequence::Miss => {
-                            self.note("use a shared result", error);
+                            self.note(&using(candidate), error);
                             None
                         }
                         Err(error) => return Err(error),
@@ -159,30 +168,104 @@ impl RemoteCache {
                 return Ok((at, State::Here));
             }
         }
-        let entry = match self.entry(&key).await {
-            Err(error) if error.consequence() == Consequence::Miss => {
-                self.note("read a shared result", error);
-                None
-            }
-            entry => entry?,
-        };
         let id_map = self.userns.id_map().await;
-        let usable = entry.filter(|entry| is_young(entry.created_at, max_age) && entry.id_map == id_map);
-        Ok((at, usable.map_or(State::Missed, |entry| State::Shared(key, entry))))
+        let entry = self.entry(&key, candidate, id_map).await?;
+        Ok((at, entry.map_or(State::Missed, |entry| State::Shared(key, entry))))
     }
 
-    /// Returns the engine's entry for a key, if the engine has every blob that it names.
-    async fn entry(&self, key: &CacheKey) -> Result<Option<Arc<SharedEntry>>, RemoteCacheError> {
+    /// Returns the first usable entry for a key of the scopes that this run reads, if the engine has every
+    /// blob that it names.
+    async fn entry(
+        &self,
+        key: &CacheKey,
+        candidate: &Candidate,
+        id_map: IdMap,
+    ) -> Result<Option<Arc<SharedEntry>>, RemoteCacheError> {
         let _turn = self.questions.acquire().await;
         let function = self.cas.digest_function().await?;
-        let Some(result) = self.actions.get(action_of(key, function).digest).await? else { return Ok(None) };
-        let bytes = self.cas.read(entry_blob(&result, function)?, MAX_ENTRY_BYTES).await?;
-        let entry = SharedEntry::decode(&bytes)?;
+        let scopes = self.rules.read_scopes();
+        let gets: Vec<BoxFuture<'_, _>> = scopes
+            .iter()
+            .map(|scope| self.actions.get(action_of(VERSION, scope, key, function).digest).boxed())
+            .collect();
+        let results = future::try_join_all(gets).await?;
+        for (scope, result) in scopes.iter().zip(results) {
+            let Some(result) = result else { continue };
+            let place = EntryPlace::new(key, scope);
+            let entry = self.usable(&result, function, Some(&place), (candidate, id_map)).await?;
+            if entry.is_some() {
+                return Ok(entry);
+            }
+        }
+        if !self.rules.reads_unscoped() {
+            return Ok(None);
+        }
+        // Asked only then, because an up-to-date entry makes it useless.
+        let old = action_of(OLD_VERSION, &CacheScope::trusted(), key, function).digest;
+        match self.actions.get(old).await? {
+            Some(result) => self.usable(&result, function, None, (candidate, id_map)).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Returns the entry of a result if it may be used, and if the engine has every blob that it names.
+    /// `place` is `None` for the old version.
+    async fn usable(
+        &self,
+        result: &reapi::ActionResult,
+        function: DigestFunction,
+        place: Option<&EntryPlace>,
+        (candidate, id_map): (&Candidate, IdMap),
+    ) -> Result<Option<Arc<SharedEntry>>, RemoteCacheError> {
+        let read = async {
+            let entry = self.read_entry(result, function, place).await?;
+            if !is_young(entry.created_at, candidate.max_age) || entry.id_map != id_map {
+                return Ok(None);
+            }
+            let missing = self.cas.find_missing(entry.blobs()).await?;
+            Ok::<_, RemoteCacheError>(missing.is_empty().then(|| Arc::new(entry)))
+        };
+        match read.await {
+            Err(error) if error.consequence() == Consequence::Miss => {
+                self.note(&using(candidate), error);
+                Ok(None)
+            }
+            read => read,
+        }
+    }
+
+    /// Reads the entry of a result, if it may be used.
+    async fn read_entry(
+        &self,
+        result: &reapi::ActionResult,
+        function: DigestFunction,
+        place: Option<&EntryPlace>,
+    ) -> Result<SharedEntry, RemoteCacheError> {
+        let signature = async {
+            match signature_blob(result, function).filter(|_| self.rules.has_keys()) {
+                Some(signature) => match self.cas.read(signature, MAX_SIGNATURE_BYTES).await {
+                    // It is as if there were none.
+                    Err(error) if matches!(error.kind(), RemoteErrorKind::MissingBlobs | RemoteErrorKind::Corrupt) => {
+                        Ok(None)
+                    }
+                    read => read.map(Some),
+                },
+                None => Ok(None),
+            }
+        };
+        let entry = self.cas.read(entry_blob(result, function)?, MAX_ENTRY_BYTES);
+        let (bytes, signature) = future::try_join(entry, signature).await?;
+        let entry = SharedEntry::decode(&bytes, place)?;
+        if let Some(EntryPlace { scope, .. }) = place {
+            self.rules.check(scope, &bytes, signature.as_deref()).map_err(|why| {
+                let step = entry.step.chars().take(100).collect();
+                RemoteCacheError::Unsigned { step, scope: scope.clone(), why }
+            })?;
+        }
         if LayerId::parse(&entry.snapshot).is_none() {
             return Err(RemoteCacheError::Foreign("a snapshot without an id".into()));
         }
-        let missing = self.cas.find_missing(entry.blobs()).await?;
-        Ok(missing.is_empty().then(|| Arc::new(entry)))
+        Ok(entry)
     }
 
     /// Uses a result without its files.
@@ -193,6 +276,12 @@ impl RemoteCache {
         key: &CacheKey,
         entry: &Arc<SharedEntry>,
     ) -> Result<(), RemoteCacheError> {
+        // After this, the files must be there if a step boots from them all the same.
+        for list in entry.layers.iter().filter_map(LayerName::list) {
+            if !self.chunks.is_complete(&self.cas, list).await? {
+                return Err(RemoteCacheError::Foreign("chunks of a layer are missing".into()));
+            }
+        }
         self.fetch_log(store, key, entry).await?;
         let is_here = tokio::sync::Mutex::new(false);
         let absent = Absent { key: *key, image: image.to_owned(), entry: Arc::clone(entry), is_here };
@@ -217,10 +306,17 @@ impl RemoteCache {
                 self.absent.lock().remove(id);
             }
             Err(error) => {
-                self.note("fetch the result of a cached step (use `--remote-cache=off` to run it again)", error)
+                let step = absent.entry.step.chars().take(100).collect::<String>();
+                let doing = format!("fetch the result of step `{}`", step.escape_debug());
+                self.note(&format!("{doing} (use `--remote-cache=off` to run it again)"), error);
             }
         }
     }
+}
+
+/// Returns what fails if a result is not usable.
+fn using(candidate: &Candidate) -> String {
+    format!("use the shared result of step `{}`", candidate.name.escape_debug())
 }
 
 /// The prefix of a snapshot's id in its name.

@@ -10,13 +10,17 @@ mod error;
 mod fetch;
 mod lookup;
 mod options;
+mod scope;
 mod share;
+mod signature;
 
 use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
 
 pub use options::RemoteCache;
+pub use scope::{CacheScope, ScopeError};
+pub use signature::{KeyError, PublicKey, SigningKey};
 
 use crate::{
     cache::{CacheKey, Found, LookedAhead, Question, SharedResults},
@@ -25,6 +29,10 @@ use crate::{
 };
 
 impl SharedResults for RemoteCache {
+    fn scope(&self) -> &str {
+        self.rules.scope.as_str()
+    }
+
     fn reads(&self, pool: &Pool) -> bool {
         self.reads && self.serves(pool)
     }

@@ -15,6 +15,8 @@ use tokio::sync::Semaphore;
 use super::{
     entry::SharedEntry,
     error::{Consequence, RemoteCacheError},
+    scope::{CacheScope, TrustRules},
+    signature::{PublicKey, SigningKey},
 };
 use crate::{
     cache::CacheKey,
@@ -22,7 +24,7 @@ use crate::{
     model::Pool,
     remote::{ActionCache, Cas, Endpoint, EndpointOptions, OptionsError, Retry},
     sync::Mutex,
-    transfer::Uploads,
+    transfer::{ChunkTransfers, Uploads},
     userns::{UsernsHelper, UsernsOptions},
 };
 
@@ -42,8 +44,8 @@ const ATTEMPTS: u32 = 5;
 ///
 /// By default, results of runners with a [pool of their own](Pool::Own), such as `cloud`, are looked up and
 /// shared there; those of this machine's runners only if [`local_steps`](Self::local_steps) is enabled.
-/// Results are trusted as much as the engine: everyone who may write there decides what steps of other
-/// machines boot from.
+/// Without [`trusted_keys`](Self::trusted_keys), results are trusted as much as the engine: everyone who may
+/// write there decides what steps of other machines boot from.
 #[derive(Debug)]
 pub struct RemoteCache {
     pub(super) cas: Cas,
@@ -56,6 +58,9 @@ pub struct RemoteCache {
     pub(super) userns: Arc<UsernsHelper>,
     pub(super) images: Images,
     pub(super) uploads: Uploads,
+    pub(super) chunks: ChunkTransfers,
+    pub(super) cuts: bool,
+    pub(super) rules: TrustRules,
     pub(super) questions: Semaphore,
     pub(super) moves: Semaphore,
     /// Results that were found and used without their files, by the snapshot's id.
@@ -91,6 +96,9 @@ impl RemoteCache {
             userns: UsernsHelper::new(UsernsOptions::default()),
             images: Images::default(),
             uploads: Uploads::default(),
+            chunks: ChunkTransfers::default(),
+            cuts: true,
+            rules: TrustRules::default(),
             questions: Semaphore::new(QUESTIONS),
             moves: Semaphore::new(MOVES),
             absent: Mutex::default(),
@@ -115,6 +123,36 @@ impl RemoteCache {
     #[must_use]
     pub fn local_steps(self, local_steps: bool) -> Self {
         Self { local_steps, ..self }
+    }
+
+    /// Sets whether large layers are shared as chunks, of which only those move that the engine lacks. By
+    /// default they are. Results of both kinds are read in any case.
+    #[must_use]
+    pub fn chunks(self, chunks: bool) -> Self {
+        Self { cuts: chunks, ..self }
+    }
+
+    /// Sets the scope: results of `trusted` and of this scope are used, and results are written to this
+    /// one. By default it is `trusted`.
+    #[must_use]
+    pub fn scope(mut self, scope: CacheScope) -> Self {
+        self.rules.scope = scope;
+        self
+    }
+
+    /// Uses results of `trusted` only if one of these keys signed them. Without keys, which is the default,
+    /// signatures are not checked.
+    #[must_use]
+    pub fn trusted_keys(mut self, keys: Vec<PublicKey>) -> Self {
+        self.rules.keys = keys;
+        self
+    }
+
+    /// Signs the results that are written.
+    #[must_use]
+    pub fn signing_key(mut self, key: SigningKey) -> Self {
+        self.rules.signer = Some(key);
+        self
     }
 
     /// Sets how to find and fetch the images of steps that boot from a shared result.
@@ -146,7 +184,14 @@ impl RemoteCache {
         self.resting_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
+    /// Returns whether nothing is written. The first time, logs a warning if that is for want of a key.
     pub(super) fn is_read_only(&self) -> bool {
+        if !self.rules.can_write() && !self.is_read_only.swap(true, Relaxed) {
+            tracing::warn!(
+                "results are not shared: without a key to sign them, others would not use them; set \
+                 HM_REMOTE_CACHE_SIGNING_KEY, or a scope of their own by HM_REMOTE_CACHE_SCOPE"
+            );
+        }
         self.is_read_only.load(Relaxed)
     }
 

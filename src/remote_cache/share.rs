@@ -2,9 +2,12 @@
 
 use std::{fs::File, io, path::PathBuf, sync::Arc};
 
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
+
 use super::{
-    entry::{BlobName, LayerName, SharedEntry, VERSION, action_of},
+    entry::{BlobName, EntryPlace, IsPresent, LayerForm, LayerName, SharedEntry, VERSION, action_of},
     error::{Consequence, RemoteCacheError},
+    fetch::{LAYERS, last_layers},
     options::RemoteCache,
 };
 use crate::{
@@ -56,10 +59,26 @@ impl RemoteCache {
             return Ok(());
         }
         let context = TransferContext { store, cas: &self.cas, id_map };
-        let mut layers = Vec::new();
-        for layer in &snapshot.layers {
-            layers.push(self.bring(context, layer.clone()).await?);
+        let mut similar = vec![Vec::new(); snapshot.layers.len()];
+        if self.cuts {
+            // The result itself is among the last ones.
+            for stack in last_layers(store, pipeline, &found.step, id_map).await {
+                for ((layer, own), similar) in stack.into_iter().zip(&snapshot.layers).zip(&mut similar) {
+                    if layer != *own {
+                        similar.push(layer);
+                    }
+                }
+            }
         }
+        // Boxed and collected: the compiler cannot prove that a stream which creates the futures lazily is
+        // `Send`.
+        let brought: Vec<BoxFuture<'_, Result<LayerName, RemoteCacheError>>> = snapshot
+            .layers
+            .iter()
+            .zip(similar)
+            .map(|(layer, similar)| self.bring(context, layer.clone(), similar).boxed())
+            .collect();
+        let layers = stream::iter(brought).buffered(LAYERS).try_collect().await?;
         let (manifest, log) = (source::manifest_bytes(store, &snapshot.source)?, store.steps().log(&key.0));
         let copy = store.instance().new_tmp();
         let function = self.cas.digest_function().await?;
@@ -77,12 +96,15 @@ impl RemoteCache {
             image,
             layers,
             log: log.as_ref().map(|log| BlobName(log.digest)),
-            scope: None,
+            place: Some(EntryPlace::new(&key, &self.rules.scope)),
+            scope: IsPresent::default(),
         };
-        let (json, result) = entry.encode()?;
-        let action = action_of(&key, function);
+        let sign = |entry: &[u8]| Some(self.rules.signer.as_ref()?.sign(entry, &format!("step {}", found.step)));
+        let (entry, result) = entry.encode(sign)?;
+        let action = action_of(VERSION, &self.rules.scope, &key, function);
         let mut blobs = action.blobs;
-        blobs.extend([manifest, json]);
+        blobs.push(manifest);
+        blobs.extend(entry);
         blobs.extend(log);
         let uploaded = self.cas.upload(blobs).await;
         // If it stays, it is removed when the store is closed.
@@ -91,9 +113,19 @@ impl RemoteCache {
         Ok(self.actions.put(action.digest, &result).await?)
     }
 
-    async fn bring(&self, context: TransferContext<'_>, layer: LayerId) -> Result<LayerName, RemoteCacheError> {
+    async fn bring(
+        &self,
+        context: TransferContext<'_>,
+        layer: LayerId,
+        similar: Vec<LayerId>,
+    ) -> Result<LayerName, RemoteCacheError> {
+        if self.cuts
+            && let Some(name) = self.chunks.bring(context, &self.uploads, &layer, &similar).await?
+        {
+            return Ok(LayerName { diff_id: name.diff_id, form: LayerForm::Chunks(BlobName(name.blob)) });
+        }
         let name = self.uploads.bring(context, Packable::Layer(layer), |_| {}).await?;
-        Ok(LayerName { diff_id: name.diff_id, blob: BlobName(name.blob) })
+        Ok(LayerName { diff_id: name.diff_id, form: LayerForm::Blob(BlobName(name.blob)) })
     }
 }
 

@@ -38,8 +38,7 @@ impl CleanupThread {
         let work = Work { what: what.into(), doing: Box::pin(async { doing.await.map_err(Into::into) }) };
         let mut thread = self.0.lock();
         let (orders, _) = thread.get_or_insert_with(|| {
-            // The queue is short: each attempt sends at most one piece, which takes less time than an
-            // attempt.
+            // The queue is short: each attempt sends only a few pieces, which take less time than an attempt.
             let (orders, taken) = unbounded_channel();
             (orders, thread::spawn(move || work_off(taken)))
         });

@@ -1,6 +1,7 @@
 //! The context of an attempt.
 
 use std::{
+    any::Any,
     fmt,
     future::Future,
     mem,
@@ -19,8 +20,17 @@ use futures_util::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::RunnerError;
-use crate::{awake, event::EventBus, model::Secrets, outputs::StepOutputs, source::RunSource, sync::Mutex};
+use super::{RunnerError, ShadowMode, TraceReuse};
+use crate::{
+    awake,
+    event::EventBus,
+    ir::CommandStep,
+    model::Secrets,
+    outputs::StepOutputs,
+    source::{FrozenSource, RunSource},
+    store::{Store, StoreError},
+    sync::Mutex,
+};
 
 /// The context of an attempt: everything it needs besides its input. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,13 +62,29 @@ pub struct StepContext {
     pub cache_owner: Option<Arc<CacheOwner>>,
     /// The directory in which runners keep the traces of steps. If it is `None`, no step is traced.
     pub traces: Option<Arc<Path>>,
+    /// Looks steps that are traced up by what they read, and compares that with what they do. Nothing is
+    /// reused.
+    pub shadow: Option<Arc<ShadowMode>>,
+    /// Says that the result of the step is looked up by what it reads, and kept with that.
+    pub(crate) reuse: Option<Arc<TraceReuse>>,
     /// The outputs that the step has asked for. A runner with the capability
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
     /// did.
     pub(crate) outputs: Option<Arc<StepOutputs>>,
-    reasons: Reasons,
-    at_end: AtEnd,
+    /// The step, if the outputs of one that was found are copied.
+    pub(crate) found_step: Option<Arc<CommandStep>>,
+    /// What the step's attempts have in common. `None` if nothing is kept between them.
+    pub(crate) kept: Option<Kept>,
+    /// What all attempts of the run have in common.
+    run: Arc<RunState>,
+    /// What only an attempt with a time limit needs, to be interrupted on its own.
+    limited: Option<Arc<Limited>>,
 }
+
+/// What a runner keeps of one attempt of a step for the next one. The dispatcher drops it when the step has
+/// ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Kept(Arc<Mutex<Option<Arc<dyn Any + Send + Sync>>>>);
 
 /// The owner of the cache directories of a run's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,13 +104,18 @@ impl CacheOwner {
     }
 }
 
-/// The work to do at the end of the run.
-#[derive(Clone, Default)]
-struct AtEnd(Arc<Mutex<Vec<BoxFuture<'static, ()>>>>);
+/// What all attempts of a run share, behind one pointer, so that a context costs one reference to it.
+#[derive(Default)]
+struct RunState {
+    /// The reason to end all attempts.
+    reason: AtomicU8,
+    /// The work to do at the end of the run.
+    at_end: Mutex<Vec<BoxFuture<'static, ()>>>,
+}
 
-impl fmt::Debug for AtEnd {
+impl fmt::Debug for RunState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AtEnd")
+        f.debug_struct("RunState").field("reason", &self.reason).finish_non_exhaustive()
     }
 }
 
@@ -105,15 +136,6 @@ struct Limited {
     /// The time beyond the limit after which the attempt is ended; `None` while the clock stands still.
     beyond: Mutex<Option<Duration>>,
     changed: Notify,
-}
-
-/// The reasons of the whole run, in a cell that all its attempts share, and of one attempt, in a cell of its
-/// own. Only an attempt with a time limit needs the second cell; all others share, which keeps the hot path
-/// free of an allocation.
-#[derive(Debug, Clone, Default)]
-struct Reasons {
-    run: Arc<AtomicU8>,
-    attempt: Option<Arc<Limited>>,
 }
 
 impl Default for Limited {
@@ -143,20 +165,26 @@ impl StepContext {
             snapshot_travels: true,
             cache_owner: None,
             traces: None,
+            shadow: None,
+            reuse: None,
             outputs: None,
-            reasons: Reasons::default(),
-            at_end: AtEnd::default(),
+            found_step: None,
+            kept: None,
+            run: Arc::default(),
+            limited: None,
         }
     }
 
-    /// Returns the context of one attempt within this run. Its token is a child of the run's token, so that
-    /// nothing a runner does to it reaches another attempt. `limited` means that the attempt may be
+    /// Returns the context of one attempt within this run. Its token is its own, so that nothing a runner
+    /// does to it reaches another attempt. The executor fires it when it waits for the attempt and the
+    /// run's token fires: a child of the run's token, which does that by itself, would be entered in a
+    /// list there, and removed from it, for every attempt. `limited` means that the attempt may be
     /// [interrupted](Self::interrupt) on its own.
     pub(crate) fn for_attempt(&self, attempt: u32, limited: bool, snapshot_travels: bool) -> Self {
         Self {
             event_bus: self.event_bus.for_attempt(attempt),
             archives: Arc::clone(&self.archives),
-            cancel: self.cancel.child_token(),
+            cancel: CancellationToken::new(),
             secrets: Arc::clone(&self.secrets),
             attempt,
             grace: self.grace,
@@ -164,16 +192,32 @@ impl StepContext {
             snapshot_travels,
             cache_owner: self.cache_owner.clone(),
             traces: self.traces.clone(),
+            shadow: self.shadow.clone(),
+            reuse: self.reuse.clone(),
             outputs: None,
-            reasons: Reasons { run: Arc::clone(&self.reasons.run), attempt: limited.then(Arc::default) },
-            at_end: self.at_end.clone(),
+            found_step: None,
+            kept: None,
+            run: Arc::clone(&self.run),
+            limited: limited.then(Arc::default),
         }
+    }
+
+    /// Returns the run's source tree in the store, as [`RunSource::freeze`]. Reports what that is doing, if
+    /// it takes long.
+    ///
+    /// # Errors
+    /// As [`RunSource::freeze`].
+    ///
+    /// # Cancel safety
+    /// As [`RunSource::freeze`].
+    pub async fn frozen_source(&self, store: &Arc<Store>) -> Result<Arc<FrozenSource>, StoreError> {
+        self.event_bus.reporting(None, || self.archives.activity(), self.archives.freeze(store)).await
     }
 
     /// Registers `work` to run after the build has ended and its snapshots were reaped, within the time that
     /// all runners have for that. Runners use it to clean up what they keep for all steps of one run.
     pub fn at_build_end(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.at_end.0.lock().push(Box::pin(work));
+        self.run.at_end.lock().push(Box::pin(work));
     }
 
     /// Runs the work registered with [`at_build_end`](Self::at_build_end). The creator of the run's context
@@ -182,16 +226,29 @@ impl StepContext {
     /// # Cancel safety
     /// Dropping the future may leave some of the work undone.
     pub async fn end_build(&self) {
-        let work = mem::take(&mut *self.at_end.0.lock());
+        let work = mem::take(&mut *self.run.at_end.lock());
         let ended = join_all(work.into_iter().map(|work| std::panic::AssertUnwindSafe(work).catch_unwind())).await;
         if ended.iter().any(Result::is_err) {
             tracing::error!("a runner panicked at the end of a build, which is a bug in the runner");
         }
     }
 
+    /// Returns what an earlier attempt of the step has left for this one.
+    pub(crate) fn kept<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.kept.as_ref()?.0.lock().clone()?.downcast().ok()
+    }
+
+    /// Leaves something to the next attempt of the step, if there is one.
+    pub(crate) fn keep_for_next<T: Any + Send + Sync>(&self, kept: &Arc<T>) {
+        if let Some(Kept(slot)) = &self.kept {
+            let kept: Arc<T> = Arc::clone(kept);
+            *slot.lock() = Some(kept);
+        }
+    }
+
     /// Ends the attempt for `reason`, or all attempts if this is a run's context. The first reason wins.
     pub fn interrupt(&self, reason: CancelReason) {
-        let cell = self.reasons.attempt.as_ref().map_or(&*self.reasons.run, |limited| &limited.reason);
+        let cell = self.limited.as_ref().map_or(&self.run.reason, |limited| &limited.reason);
         let _ = cell.compare_exchange(0, reason as u8, Ordering::Release, Ordering::Relaxed);
         self.cancel.cancel();
     }
@@ -199,14 +256,14 @@ impl StepContext {
     /// Returns why the attempt must end: [`CancelReason::Cancelled`] if the token was fired without a reason.
     #[must_use]
     pub fn cancel_reason(&self) -> CancelReason {
-        let attempt = self.reasons.attempt.as_ref().map_or(0, |limited| limited.reason.load(Ordering::Acquire));
-        let reason = if attempt == 0 { self.reasons.run.load(Ordering::Acquire) } else { attempt };
+        let attempt = self.limited.as_ref().map_or(0, |limited| limited.reason.load(Ordering::Acquire));
+        let reason = if attempt == 0 { self.run.reason.load(Ordering::Acquire) } else { attempt };
         if reason == CancelReason::TimedOut as u8 { CancelReason::TimedOut } else { CancelReason::Cancelled }
     }
 
     /// Returns whether this attempt was interrupted on its own, rather than with its run.
     pub(crate) fn interrupted_alone(&self) -> bool {
-        self.reasons.attempt.as_ref().is_some_and(|limited| limited.reason.load(Ordering::Acquire) != 0)
+        self.limited.as_ref().is_some_and(|limited| limited.reason.load(Ordering::Acquire) != 0)
     }
 
     /// Stops the clock of the step's time limit: the command does not run, or something close to it keeps the
@@ -222,7 +279,7 @@ impl StepContext {
     }
 
     fn set_limit(&self, beyond: Option<Duration>) {
-        if let Some(limited) = &self.reasons.attempt {
+        if let Some(limited) = &self.limited {
             *limited.beyond.lock() = beyond;
             limited.changed.notify_one();
         }
@@ -233,7 +290,7 @@ impl StepContext {
     /// # Cancel safety
     /// Only the elapsed time is lost.
     pub(crate) async fn limit_reached(&self, limit: Duration) {
-        let Some(limited) = &self.reasons.attempt else { return awake::sleep(limit).await };
+        let Some(limited) = &self.limited else { return awake::sleep(limit).await };
         loop {
             let beyond = *limited.beyond.lock();
             let time_is_up = async {
@@ -289,6 +346,20 @@ pub(super) mod tests {
         let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));
         let run = StepContext::new(bus, archives, Arc::default(), CancellationToken::new());
         (writer, run.for_attempt(1, true, true))
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_for_attempts_of_the_same_step_alone() {
+        let (_writer, mut first) = limited();
+        first.keep_for_next(&Arc::new(1_u8));
+        assert_eq!(first.kept::<u8>(), None, "there is no next attempt");
+        let slot = Kept::default();
+        first.kept = Some(slot.clone());
+        first.keep_for_next(&Arc::new(1_u8));
+        let mut second = first.for_attempt(2, false, true);
+        assert_eq!(second.kept::<u8>(), None, "the dispatcher decides");
+        second.kept = Some(slot);
+        assert_eq!((second.kept::<u8>().as_deref(), second.kept::<u16>()), (Some(&1), None));
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -4,7 +4,7 @@ use std::{fmt, future::Future, sync::Arc};
 
 use super::{
     ArgsSchema, CacheIdentity, ExecutorInput, InputFiles, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
-    StepContext, StepResult,
+    StepContext, StepResult, TraceLookup,
 };
 use crate::source::RunSource;
 
@@ -130,6 +130,24 @@ pub trait StepRunner: Send + Sync + fmt::Debug + 'static {
         async {}
     }
 
+    /// Looks a step up by what it read in earlier runs of the project. Called for runners with the
+    /// capabilities [`traces`](RunnerCapabilities::traces) and [`layers`](RunnerCapabilities::layers), when
+    /// the parents of the step have ended, and with the context of the run.
+    ///
+    /// # Errors
+    /// Returns an error if that cannot be told. The step runs then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    fn look_up_trace(
+        &self,
+        ctx: &StepContext,
+        input: ExecutorInput,
+    ) -> impl Future<Output = Result<TraceLookup, RunnerError>> + Send {
+        let _ = (ctx, input);
+        async { Ok(TraceLookup::Missed(None)) }
+    }
+
     /// Returns what the runner promises. Called when a plan is bound.
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
@@ -189,6 +207,14 @@ impl<R: StepRunner> StepRunner for Arc<R> {
 
     fn copy_outputs(&self, ctx: &StepContext, snapshot: SnapshotRef) -> impl Future<Output = ()> + Send {
         R::copy_outputs(self, ctx, snapshot)
+    }
+
+    fn look_up_trace(
+        &self,
+        ctx: &StepContext,
+        input: ExecutorInput,
+    ) -> impl Future<Output = Result<TraceLookup, RunnerError>> + Send {
+        R::look_up_trace(self, ctx, input)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

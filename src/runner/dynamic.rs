@@ -5,7 +5,7 @@ use std::{fmt, future::Future, pin::Pin};
 
 use super::{
     ArgsSchema, CacheIdentity, ExecutorInput, InputFiles, Pool, Probe, RunnerCapabilities, RunnerError, SnapshotRef,
-    StepContext, StepResult, StepRunner,
+    StepContext, StepResult, StepRunner, TraceLookup,
 };
 use crate::source::RunSource;
 
@@ -81,6 +81,16 @@ pub trait DynStepRunner: Send + Sync + fmt::Debug {
         Box::pin(async { Err(RunnerError::unsupported("this runner cannot read files of other steps")) })
     }
 
+    /// Looks a step up by what it read in earlier runs; see [`StepRunner::look_up_trace`].
+    fn look_up_trace<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> Pin<Box<dyn Future<Output = Result<TraceLookup, RunnerError>> + Send + 'a>> {
+        let _ = (ctx, input);
+        Box::pin(async { Ok(TraceLookup::Missed(None)) })
+    }
+
     /// Returns what the runner promises; see [`StepRunner::capabilities`].
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities::default()
@@ -138,6 +148,14 @@ impl<R: StepRunner> DynStepRunner for R {
         input: &'a InputFiles,
     ) -> Boxed<'a, Result<[u8; 32], RunnerError>> {
         Box::pin(StepRunner::input_digest(self, source, input))
+    }
+
+    fn look_up_trace<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> Boxed<'a, Result<TraceLookup, RunnerError>> {
+        Box::pin(StepRunner::look_up_trace(self, ctx, input))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -199,6 +217,14 @@ impl<R: StepRunner> DynStepRunner for Named<R> {
         input: &'a InputFiles,
     ) -> Boxed<'a, Result<[u8; 32], RunnerError>> {
         DynStepRunner::input_digest(&self.runner, source, input)
+    }
+
+    fn look_up_trace<'a>(
+        &'a self,
+        ctx: &'a StepContext,
+        input: ExecutorInput,
+    ) -> Boxed<'a, Result<TraceLookup, RunnerError>> {
+        DynStepRunner::look_up_trace(&self.runner, ctx, input)
     }
 
     fn capabilities(&self) -> RunnerCapabilities {

@@ -7,6 +7,7 @@ use tokio::task::JoinError;
 use crate::{
     blocking::{self, BlockingError},
     model::StepUsage,
+    size,
     store::StoreError,
 };
 
@@ -69,7 +70,9 @@ impl RunnerError {
     /// Returns the error of a command that was killed because it exceeded its memory limit of `limit_bytes`.
     #[must_use]
     pub fn out_of_memory(limit_bytes: u64) -> Self {
-        Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit_bytes} bytes was reached"))
+        // Limits are mostly whole numbers.
+        let limit = size::show(limit_bytes).replace(".0 ", " ");
+        Self::bare(RunnerErrorKind::OutOfMemory, format!("the memory limit of {limit} was reached"))
     }
 
     /// Returns the error of a command that failed with `exit_code` while the machine had so little memory

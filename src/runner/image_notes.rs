@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     event::EventBus,
     image::{ImageError, Notes},
-    model::StdStream,
+    model::{Activity, ActivityCount, StdStream},
     runner::RunnerError,
 };
 
@@ -19,6 +19,10 @@ impl Notes for StepNotes<'_> {
     async fn note(&self, mut line: String) {
         line.push('\n');
         self.bus.output(self.step_id, StdStream::Stderr, line.as_bytes()).await;
+    }
+
+    fn progress(&self, activity: Activity, count: Option<ActivityCount>) {
+        self.bus.progress(Some(self.step_id), activity, count);
     }
 }
 

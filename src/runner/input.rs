@@ -7,7 +7,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::TracedResult;
 use crate::{
+    event::EventBus,
     ir::{CommandStep, Env},
     model::{ArchiveId, ArtifactRef, SnapshotRef, StepUsage},
 };
@@ -71,13 +73,32 @@ pub struct ExecutorInput {
     /// The snapshot of the `builds_in` parent. If set, the step boots from it instead of its image.
     #[serde(default)]
     pub parent_snapshot: Option<SnapshotRef>,
+    /// What the step gets of other steps besides that. Behind a pointer, because few steps get anything,
+    /// and an input is moved several times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_steps: Option<Arc<OtherSteps>>,
+}
+
+/// What a step gets of steps other than its `builds_in` parent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct OtherSteps {
     /// The snapshots of the steps that the step's services boot from, by key.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub service_snapshots: BTreeMap<Arc<str>, SnapshotRef>,
-    /// The files of other steps that the step gets. Only runners with the capability
+    /// The files that the step gets. Only runners with the capability
     /// [`inputs`](super::RunnerCapabilities::inputs) receive any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<InputFiles>,
+}
+
+impl OtherSteps {
+    /// Returns these for an [`ExecutorInput`]: `None` if there are none.
+    pub(crate) fn of(service_snapshots: BTreeMap<Arc<str>, SnapshotRef>, inputs: Vec<InputFiles>) -> Option<Arc<Self>> {
+        let is_empty = service_snapshots.is_empty() && inputs.is_empty();
+        (!is_empty).then(|| Arc::new(Self { service_snapshots, inputs }))
+    }
 }
 
 /// A file or directory of another step that a step gets, read-only.
@@ -121,17 +142,29 @@ impl ExecutorInput {
             step_id,
             cache_lookup: CacheDecision::MissNoCommit,
             parent_snapshot: None,
-            service_snapshots: BTreeMap::new(),
-            inputs: Vec::new(),
+            other_steps: None,
         }
+    }
+
+    /// Returns the files of other steps that the step gets.
+    #[must_use]
+    pub fn inputs(&self) -> &[InputFiles] {
+        self.other_steps.as_ref().map_or(&[], |others| &others.inputs)
+    }
+
+    /// Returns the snapshot of a step that one of the step's services boots from, if it has one.
+    #[must_use]
+    pub fn service_snapshot(&self, step: &str) -> Option<&SnapshotRef> {
+        self.other_steps.as_ref()?.service_snapshots.get(step)
     }
 
     /// Returns how the step runs besides its files, for a runner that exposes neither host directories
     /// nor secrets to the step.
-    pub(super) fn snapshot_config(&self) -> crate::store::SnapshotConfig {
+    pub(super) fn snapshot_config(&self, bus: &EventBus) -> crate::store::SnapshotConfig {
         crate::store::SnapshotConfig {
             env: Arc::clone(&self.env),
             workdir: Arc::clone(&self.workdir),
+            cmd: bus.has_no_secret(&self.step.cmd).then(|| Arc::clone(&self.step.cmd)),
             runner_args: self.step.runner_args.clone(),
             host_dirs: Vec::new(),
             had_secrets: false,
@@ -155,6 +188,9 @@ pub struct StepResult {
     /// What may explain a failure to the user, if the exit code is not 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What the command read, if its result is to be found by that.
+    #[serde(skip)]
+    pub(crate) traced: Option<Box<TracedResult>>,
 }
 
 impl StepResult {
@@ -162,7 +198,7 @@ impl StepResult {
     #[inline]
     #[must_use]
     pub fn exited(exit_code: i32) -> Self {
-        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None, hint: None }
+        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None, hint: None, traced: None }
     }
 
     /// Sets the snapshot of the step's filesystem, if one was committed.

@@ -4,7 +4,7 @@
 //! The input is a snapshot of the store. The output is its entry there, by run and step, which `hm shell` and
 //! `hm cp` look up. This module does not know how the snapshot was made.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{error::Error, iter, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,7 @@ use super::{ExecutorInput, RunnerError, RunnerErrorKind, SnapshotRef};
 use crate::{
     awake,
     outputs::StepOutputs,
-    store::{KeepAs, SnapshotConfig, Store},
+    store::{KeepAs, SnapshotConfig, Store, StoreError},
 };
 
 /// Returns whether the filesystem of an attempt with this result is worth inspecting: the command ran, and is
@@ -65,7 +65,7 @@ pub(super) async fn keep_failed(
             store.snapshots().describe(&snapshot, Arc::new(around));
             keep(snapshot, store, input, false).await;
         }
-        Err(error) => warn(input, error.to_line()),
+        Err(error) => warn(input, &error),
     }
 }
 
@@ -81,21 +81,48 @@ async fn keep(snapshot: SnapshotRef, store: &Arc<Store>, input: &ExecutorInput, 
         Ok(store.keep(&snapshot, KeepAs::ForInspection { run, step: &step.key, passed })?)
     });
     if let Err(error) = keeping.await {
-        warn(input, error.to_line());
+        warn(input, &error);
     }
 }
 
-fn warn(input: &ExecutorInput, error: impl fmt::Display) {
-    let step = &*input.step.key;
-    tracing::warn!(step, %error, "failed to keep the step's files; `hm shell` and `hm cp` will not find them");
+fn warn(input: &ExecutorInput, error: &RunnerError) {
+    let (step, line) = (&*input.step.key, error.to_line());
+    if is_full_disk(error) {
+        // The build stops for the same reason, and says so.
+        tracing::debug!(step, error = %line, "the disk is too full for the step's files");
+    } else {
+        tracing::warn!(step, error = %line, "failed to keep the step's files; `hm shell` and `hm cp` will not find them");
+    }
+}
+
+/// Returns whether the cause is a full disk below the store.
+fn is_full_disk(error: &RunnerError) -> bool {
+    let mut causes = iter::successors(error.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(StoreError::Full { .. })))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::{
+        io::ErrorKind,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use super::*;
     use crate::outputs::OutputPlace;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_causes() {
+        let of = |kind: ErrorKind| {
+            let cause = anyhow::Error::from(StoreError::io("write", "/store/layers", kind));
+            [
+                RunnerError::infrastructure("seal", StoreError::io("write", "/store/layers", kind)),
+                cause.context("x").into(),
+            ]
+        };
+        assert!(of(ErrorKind::StorageFull).iter().all(is_full_disk));
+        assert!(!of(ErrorKind::PermissionDenied).iter().any(is_full_disk));
+    }
 
     #[tokio::test]
     async fn copies_are_given_up_soon_after_the_step_is_to_end() {

@@ -18,7 +18,7 @@ use super::{
     caches::{self, CacheArg},
     services::{self, ServiceArg, ServicesForm},
 };
-use crate::{model::EgressRule, size};
+use crate::{model::EgressRule, size, source::HiddenFiles};
 
 /// The limits of a step: its `runner_args`, on runners with the [`limits`](super::RunnerCapabilities::limits)
 /// capability.
@@ -48,6 +48,9 @@ pub struct Limits {
     /// Directories that persist between runs, by name: a path, or an object with a path and a scope.
     #[serde(deserialize_with = "caches::deserialize")]
     pub caches: BTreeMap<String, CacheArg>,
+    /// The files of the source that the step does not see: patterns as in a `.gitignore` file.
+    #[schemars(with = "Vec<String>")]
+    pub ignore: Option<HiddenFiles>,
     /// The services beside the step, by name. A pipeline may also have a list of names, of services that
     /// `hm.toml` defines.
     #[serde(deserialize_with = "services::deserialize")]
@@ -73,7 +76,12 @@ impl Limits {
 /// Checks the network of a step on a runner whose steps may have one of their own, which is the default.
 pub(crate) fn check_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
-    check_service_network(args)?;
+    if has_hidden(args) && args["caches"].as_object().is_some_and(|caches| !caches.is_empty()) {
+        // They are compared with the whole source that they were made from.
+        let message = "a step with cache directories sees all files of the source: leave `ignore` or `caches` out";
+        return Err(ArgsError { path: "runner_args.ignore".into(), message: message.into() });
+    }
+    check_service_network(args, "leave `network` out, and use `egress = []` if nothing else is to be reached")?;
     match for_private_networks(args) {
         Some(name) if !wants_private(Some(args)) => {
             let message = "this is for steps with a network of their own: leave `network` out";
@@ -90,6 +98,7 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
         return Err(ArgsError { path: "runner_args.host_ports".into(), message: message.into() });
     }
     refuse_caches(args)?;
+    refuse_ignore(args)?;
     refuse_services(args)?;
     check_network(args)
 }
@@ -99,7 +108,8 @@ pub(crate) fn check_listed_network(args: &Value) -> Result<(), ArgsError> {
 pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
     refuse_caches(args)?;
-    refuse_services(args)?;
+    refuse_ignore(args)?;
+    check_service_network(args, "leave `network` out")?;
     match for_private_networks(args) {
         Some(name) => {
             let message = "this runner connects steps by a bridge, which has no such list: use the runner `sandbox`";
@@ -113,6 +123,7 @@ pub(crate) fn check_bridged_network(args: &Value) -> Result<(), ArgsError> {
 pub(crate) fn check_shared_network(args: &Value) -> Result<(), ArgsError> {
     refuse_list(args)?;
     refuse_caches(args)?;
+    refuse_ignore(args)?;
     refuse_services(args)?;
     let name = match for_private_networks(args) {
         _ if is_private(&args["network"]) => "network",
@@ -140,23 +151,35 @@ fn refuse_caches(args: &Value) -> Result<(), ArgsError> {
     Err(ArgsError { path: "runner_args.caches".into(), message: message.into() })
 }
 
+/// Refuses patterns of hidden files, for a runner whose steps see the whole source.
+fn refuse_ignore(args: &Value) -> Result<(), ArgsError> {
+    if !has_hidden(args) {
+        return Ok(());
+    }
+    let message = "this runner cannot hide files of the source: run the step on `sandbox`, or use `ignore` of [source]";
+    Err(ArgsError { path: "runner_args.ignore".into(), message: message.into() })
+}
+
+fn has_hidden(args: &Value) -> bool {
+    args["ignore"].as_array().is_some_and(|patterns| !patterns.is_empty())
+}
+
 /// Refuses services, for a runner that has none.
 fn refuse_services(args: &Value) -> Result<(), ArgsError> {
     if !has_services(args) {
         return Ok(());
     }
-    let message = "this runner has no services: run the step on `sandbox`";
+    let message = "this runner has no services: run the step on `sandbox` or `docker`";
     Err(ArgsError { path: "runner_args.services".into(), message: message.into() })
 }
 
-/// Refuses services of a step without a network that they could share.
-fn check_service_network(args: &Value) -> Result<(), ArgsError> {
+/// Refuses services of a step without a network that they could share, with this advice.
+fn check_service_network(args: &Value, advice: &str) -> Result<(), ArgsError> {
     if !has_services(args) || wants_private(Some(args)) {
         return Ok(());
     }
-    let message = "services share the step's own network: leave `network` out, and use `egress = []` if nothing else \
-                   is to be reached";
-    Err(ArgsError { path: "runner_args.services".into(), message: message.into() })
+    let message = format!("services share the step's own network: {advice}");
+    Err(ArgsError { path: "runner_args.services".into(), message })
 }
 
 fn has_services(args: &Value) -> bool {
@@ -345,14 +368,26 @@ mod tests {
         for check in [check_listed_network, check_bridged_network, check_shared_network] {
             assert_eq!(check(&caches).unwrap_err().path, "runner_args.caches");
         }
+        let hidden = json!({ "ignore": ["*.md"], "caches": {} });
+        assert_eq!(check_network(&hidden), Ok(()));
+        for check in [check_listed_network, check_bridged_network, check_shared_network] {
+            assert_eq!(check(&hidden).unwrap_err().path, "runner_args.ignore");
+            assert_eq!(check(&json!({ "ignore": [], "network": "host" })), Ok(()));
+        }
+        let both = json!({ "ignore": ["*.md"], "caches": { "cargo": "/root/.cargo" } });
+        assert_eq!(check_network(&both).unwrap_err().path, "runner_args.ignore");
         let services = json!({ "services": { "db": { "image": "redis:7" } } });
         assert_eq!(check_network(&services), Ok(()));
         for network in ["host", "none"] {
             let mut shared = services.clone();
             shared["network"] = network.into();
-            assert_eq!(check_network(&shared).unwrap_err().path, "runner_args.services");
+            for (check, has_lists) in [(check_network as fn(&_) -> _, true), (check_bridged_network, false)] {
+                let ArgsError { path, message } = check(&shared).unwrap_err();
+                assert_eq!((&*path, message.contains("egress")), ("runner_args.services", has_lists));
+            }
         }
-        for check in [check_listed_network, check_bridged_network, check_shared_network] {
+        assert_eq!(check_bridged_network(&services), Ok(()));
+        for check in [check_listed_network, check_shared_network] {
             assert_eq!(check(&services).unwrap_err().path, "runner_args.services");
         }
         for args in [json!({}), json!(null), json!({ "network": "host", "host_ports": [], "services": {} })] {

@@ -30,16 +30,19 @@ pub mod process;
 #[cfg(feature = "qemu")]
 pub mod qemu;
 mod registry;
+mod reuse;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 mod services;
 pub(crate) mod set;
+mod shadow;
 #[cfg(feature = "vm")]
 pub mod vm;
 
 pub use crate::model::{ArchiveId, ArtifactRef, EgressRule, Pool, Secrets, SnapshotRef, StepUsage};
 pub use caches::{CacheArg, CacheScope};
 pub(crate) use caches::{mount_point, overlap, step_path};
+pub(crate) use context::Kept;
 pub use context::{CacheOwner, CancelReason, StepContext};
 pub use contract::StepRunner;
 pub use descriptor::{ArgsError, ArgsSchema, ImageSupport, Probe, RunnerCapabilities, RunnerDescriptor, RunnerIndex};
@@ -152,7 +155,7 @@ pub use error::{RunnerError, RunnerErrorKind};
 /// The set must be `Debug`, and must not be `Drop`, because [`into_registry`](RunnerSet::into_registry) takes
 /// it apart.
 pub use hm_exec_macros::RunnerSet;
-pub use input::{CacheDecision, CacheIdentity, ExecutorInput, InputFiles, StepResult};
+pub use input::{CacheDecision, CacheIdentity, ExecutorInput, InputFiles, OtherSteps, StepResult};
 pub use limits::{Cpus, Limits, MemorySize, Network};
 pub(crate) use limits::{
     check_bridged_network, check_listed_network, check_network, check_shared_network, wants_private,
@@ -160,6 +163,9 @@ pub(crate) use limits::{
 pub use machine_memory::available_memory;
 pub use name::is_runner_name;
 pub use registry::RunnerRegistry;
+pub use reuse::TraceLookup;
+pub(crate) use reuse::{TraceReuse, TracedResult};
 pub use services::{Ready, ServiceArg, ServiceBase};
 pub use set::{CompositionError, RunnerSet, validate};
 pub(crate) use set::{PROBE_LIMIT, probe_within};
+pub use shadow::ShadowMode;

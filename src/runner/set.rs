@@ -6,7 +6,7 @@ use futures_util::future::{BoxFuture, join_all};
 
 use super::{
     CacheIdentity, DynStepRunner, ExecutorInput, InputFiles, Probe, RunnerDescriptor, RunnerError, RunnerIndex,
-    RunnerRegistry, SnapshotRef, StepContext, StepResult, name::is_runner_name,
+    RunnerRegistry, SnapshotRef, StepContext, StepResult, TraceLookup, name::is_runner_name,
 };
 use crate::{awake, source::RunSource};
 
@@ -147,6 +147,25 @@ pub trait RunnerSet: Send + Sync + fmt::Debug + 'static {
         async move {
             match self.at(index) {
                 Some((_, runner)) => runner.input_digest(source, input).await,
+                None => Err(no_such_runner(index)),
+            }
+        }
+    }
+
+    /// Lets the runner at `index` look a step up by what it read; see
+    /// [`StepRunner::look_up_trace`](super::StepRunner::look_up_trace).
+    ///
+    /// # Errors
+    /// Returns the runner's error, or an infrastructure error if `index` does not belong to this set.
+    fn look_up_trace(
+        &self,
+        index: RunnerIndex,
+        ctx: &StepContext,
+        input: ExecutorInput,
+    ) -> impl Future<Output = Result<TraceLookup, RunnerError>> + Send {
+        async move {
+            match self.at(index) {
+                Some((_, runner)) => runner.look_up_trace(ctx, input).await,
                 None => Err(no_such_runner(index)),
             }
         }

@@ -98,6 +98,11 @@ impl CacheDir {
         Ok(Some(Self { path: path.into(), _lock: lock }))
     }
 
+    /// Returns the directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns the list. A directory without one that has nothing else is an empty cache.
     ///
     /// # Errors

@@ -23,6 +23,19 @@ pub enum SavedCacheError {
         /// What is there.
         why: String,
     },
+    /// The directory has results of one scope of the remote cache, and the store those of another.
+    #[error(
+        "`{}` has results of the scope `{saved}`, and the store has those of `{store}`: use a directory for each",
+        path.display()
+    )]
+    Scope {
+        /// The directory.
+        path: PathBuf,
+        /// The scope of its results.
+        saved: String,
+        /// The scope of those in the store.
+        store: String,
+    },
     /// The disk of the directory is full.
     #[error("no space left for `{}`", path.display())]
     Full {

@@ -7,11 +7,13 @@ use uuid::Uuid;
 
 use crate::{
     hex::{from_hex, to_hex},
-    store::{IdMap, ImageDigest, SourceId},
+    store::{DEFAULT_SCOPE, IdMap, ImageDigest, SourceId},
 };
 
 /// Incremented whenever an older `hm` would misinterpret a list.
 const VERSION: u32 = 1;
+/// The version of a list with a scope. An older `hm` would take its results for those of `trusted`.
+const SCOPED_VERSION: u32 = 2;
 /// The maximum size of a list, enough for some 50,000 results.
 pub(super) const MAX_LIST_BYTES: u64 = 64 << 20;
 /// The maximum length of the names in a result, in bytes.
@@ -23,6 +25,9 @@ const MAX_LAYERS: usize = 500;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct List {
     version: u32,
+    /// The scope of the remote cache whose results these are, unless it is the default one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) scope: Option<String>,
     /// The images that results build on, by the digest of their configuration.
     pub(super) images: BTreeMap<ImageDigest, SavedImage>,
     /// The results, the one that was used last first.
@@ -98,7 +103,7 @@ impl<'de> Deserialize<'de> for Key {
 
 impl Default for List {
     fn default() -> Self {
-        Self { version: VERSION, images: BTreeMap::new(), results: Vec::new() }
+        Self { version: VERSION, scope: None, images: BTreeMap::new(), results: Vec::new() }
     }
 }
 
@@ -113,19 +118,36 @@ impl List {
             version: u32,
         }
         let head: Head = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if head.version != VERSION {
-            return Err(format!("its format has version {}, and this hm knows version {VERSION}", head.version));
+        if ![VERSION, SCOPED_VERSION].contains(&head.version) {
+            return Err(format!("its format has version {}, and this hm knows version {SCOPED_VERSION}", head.version));
         }
         let list: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if list.scope.is_some() != (list.version == SCOPED_VERSION) {
+            return Err("its version and its scope do not fit".to_owned());
+        }
         let is_short = |text: &str| text.len() <= MAX_NAME_BYTES;
         let is_plain = |it: &SavedResult| {
             [&it.snapshot, &it.pipeline, &it.step].into_iter().all(|text| is_short(text))
                 && it.layers.len() <= MAX_LAYERS
         };
-        if !list.results.iter().all(is_plain) || !list.images.values().all(|image| is_short(&image.reference)) {
+        if !list.results.iter().all(is_plain)
+            || !list.scope.iter().all(|scope| is_short(scope))
+            || !list.images.values().all(|image| is_short(&image.reference))
+        {
             return Err("it has names or stacks of layers that no hm writes".to_owned());
         }
         Ok(list)
+    }
+
+    /// Returns the name of the scope whose results these are.
+    pub(super) fn scope(&self) -> &str {
+        self.scope.as_deref().unwrap_or(DEFAULT_SCOPE)
+    }
+
+    /// Sets the scope whose results these are.
+    pub(super) fn set_scope(&mut self, scope: Option<String>) {
+        self.scope = scope.filter(|scope| scope != DEFAULT_SCOPE);
+        self.version = if self.scope.is_some() { SCOPED_VERSION } else { VERSION };
     }
 
     /// Encodes the whole file.
@@ -166,13 +188,27 @@ mod tests {
         let list = List::default();
         assert_eq!(List::decode(&list.encode().unwrap()).unwrap(), list);
         let decode = |json: serde_json::Value| List::decode(json.to_string().as_bytes()).unwrap_err();
-        let why = decode(json!({ "version": 2, "what": "ever" }));
-        assert!(why.contains("version 2"), "{why}");
+        let why = decode(json!({ "version": 3, "what": "ever" }));
+        assert!(why.contains("version 3"), "{why}");
         let image = json!({ "reference": "x".repeat(5000), "manifest": ImageDigest::of(b""), "fetched_at": 0 });
         let images = json!({ ImageDigest::of(b"").to_string(): image });
         let why = decode(json!({ "version": 1, "images": images, "results": [] }));
         assert!(why.contains("no hm writes"), "{why}");
         assert!(List::decode(b"").is_err());
+    }
+
+    #[test]
+    fn a_list_with_a_scope_has_a_version_that_an_older_program_refuses() {
+        let mut list = List::default();
+        list.set_scope(Some("trusted".into()));
+        assert_eq!((&list, list.scope()), (&List::default(), "trusted"));
+        list.set_scope(Some("pr-1".into()));
+        let read = List::decode(&list.encode().unwrap()).unwrap();
+        assert_eq!((read.version, read.scope()), (2, "pr-1"));
+        for (version, scope) in [(1, json!("pr-1")), (2, json!(null))] {
+            let json = json!({ "version": version, "scope": scope, "images": {}, "results": [] });
+            assert!(List::decode(json.to_string().as_bytes()).unwrap_err().contains("do not fit"), "{json}");
+        }
     }
 
     #[test]

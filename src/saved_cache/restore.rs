@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     dir::CacheDir,
     error::SavedCacheError,
-    list::{SavedImage, SavedLayer, SavedResult},
+    list::{List, SavedImage, SavedLayer, SavedResult},
 };
 use crate::{
     blocking,
@@ -22,8 +22,8 @@ use crate::{
     model::SnapshotRef,
     source,
     store::{
-        Base, BlobFile, Cached, IdMap, ImageDigest, KeepAs, LayerId, PackedDigests, Snapshot, Store, StoreError,
-        TagRow, now_ms,
+        Base, BlobFile, Cached, DEFAULT_SCOPE, IdMap, ImageDigest, KeepAs, LayerId, PackedDigests, Snapshot, Store,
+        StoreError, TagRow, now_ms,
     },
     userns::UsernsHelper,
 };
@@ -85,6 +85,7 @@ pub async fn restore(
     let dir = blocking::run("open a saved cache", move || CacheDir::open(&opened)).await?;
     let Some(dir) = dir.map(Arc::new) else { return Ok(None) };
     let list = dir.list()?;
+    claim(store, &dir, &list).await?;
     // Held until the results have their rows.
     let _lease = store.lease()?;
     let id_map = userns.prepare_trees(store).await?;
@@ -128,6 +129,23 @@ pub async fn restore(
         }
     }
     Ok(Some(report(ends)))
+}
+
+/// Makes the store one of the scope whose results are restored. Those of the default scope may be used in
+/// any.
+async fn claim(store: &Arc<Store>, dir: &CacheDir, list: &List) -> Result<(), SavedCacheError> {
+    if list.scope() == DEFAULT_SCOPE {
+        return Ok(());
+    }
+    let (claimed, scope) = (Arc::clone(store), list.scope().to_owned());
+    let claim = move || Ok::<_, SavedCacheError>(claimed.steps().claim_scope(&scope)?);
+    match blocking::run("look whose results these are", claim).await? {
+        None => Ok(()),
+        Some(store) => {
+            let (path, saved) = (dir.path().into(), list.scope().to_owned());
+            Err(SavedCacheError::Scope { path, saved, store })
+        }
+    }
 }
 
 fn report(ends: Vec<End>) -> Restored {

@@ -173,9 +173,16 @@ impl<'a> Saving<'a> {
     }
 
     fn run(mut self) -> Result<Saved, SavedCacheError> {
+        let candidates = self.candidates()?;
+        // Read after the results: a run says whose store it is before it has any.
+        self.list.set_scope(self.store.steps().scope()?);
+        if !self.old.is_empty() && self.old_list.scope() != self.list.scope() {
+            let (saved, store) = (self.old_list.scope().to_owned(), self.list.scope().to_owned());
+            return Err(SavedCacheError::Scope { path: self.dir.path().into(), saved, store });
+        }
         let now = now_ms();
         let max_age = i64::try_from(self.limits.max_age.as_millis()).unwrap_or(i64::MAX);
-        for candidate in self.candidates()? {
+        for candidate in candidates {
             if now.saturating_sub(candidate.used_at()) > max_age {
                 self.report.left_out.age += 1;
                 continue;
@@ -196,10 +203,11 @@ impl<'a> Saving<'a> {
         Ok(self.report)
     }
 
-    /// Returns the results of the store, and those that only the directory has, the one that was used last
-    /// first.
+    /// Returns the results of the store, except those by traces, which never leave it, and those that only
+    /// the directory has, the one that was used last first.
     fn candidates(&self) -> Result<Vec<Candidate<'a>>, SavedCacheError> {
         let mut steps = self.store.steps().all()?;
+        steps.retain(|step| !step.traced);
         let now = now_ms();
         steps.iter_mut().for_each(|step| step.used_at = step.used_at.min(now));
         let known: HashSet<[u8; 32]> = steps.iter().map(|step| step.key).collect();

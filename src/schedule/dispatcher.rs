@@ -7,6 +7,7 @@
 //! decide synchronously what follows from each event.
 
 use std::{
+    collections::BTreeMap,
     future::{pending, poll_fn},
     num::NonZeroUsize,
     panic::AssertUnwindSafe,
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
-    caching::{Caching, CachingScope, JobDone, is_cached},
+    caching::{Caching, CachingScope, JobDone, is_looked_up},
     critical_path::priorities,
     executor::{self, Attempt, AttemptReport},
     outputs::{clear_outputs, outputs_of},
@@ -37,7 +38,7 @@ use crate::{
     model::{BuildRef, SnapshotRef, StepIndex},
     outcome::BuildOutcome,
     plan::BoundPlan,
-    runner::{CancelReason, Pool, RunnerIndex, RunnerSet, StepContext},
+    runner::{CancelReason, Kept, Pool, RunnerIndex, RunnerSet, StepContext},
 };
 
 /// The maximum number of ended attempts that a turn handles before it writes its events and lets other tasks
@@ -78,7 +79,7 @@ pub(crate) struct Build<R> {
     pub(crate) keep_going: bool,
     /// The writer of state events.
     pub(crate) events: EventWriter,
-    /// The context that all attempts share. Its token is a child of `cancel`.
+    /// The context that attempts get theirs from. Its token is a child of `cancel`.
     pub(crate) context: StepContext,
     /// The token that cancels the build.
     pub(crate) cancel: CancellationToken,
@@ -117,7 +118,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         plan.steps.iter().zip(priorities).zip((0..).map(StepIndex)).map(|((bound, priority), step)| Placement {
             pool: pool_of[usize::from(bound.runner.0)],
             priority,
-            cached: cache.is_some() && is_cached(&plan, step),
+            cached: cache.is_some() && is_looked_up(&plan, step),
         });
     let outcomes = plan.outcomes.clone();
     let takers = plan.takers();
@@ -140,6 +141,11 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
     let mut caching = Caching::new(&*runners, scope, &unprobed);
     let mut deadline = plan.timeout.map(Deadline::new);
     let mut happened = None;
+    // Steps that get files of others have these copied once for all attempts.
+    let mut kept: BTreeMap<StepIndex, Kept> = BTreeMap::new();
+    // Whether the attempts of some steps have more in their context than those of others.
+    let is_traced = context.shadow.is_some() || context.reuse.is_some();
+    let has_extras = is_traced || !plan.outputs.is_empty() || !plan.inputs.is_empty();
     loop {
         let mut now = clock.elapsed();
         if cancel.is_cancelled() {
@@ -174,9 +180,17 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             while let Some(start) = caching.next_start(&mut progress, now) {
                 let bound = plan.step(start.step);
                 let snapshot = plan.snapshot_use(start.step, caching.publishes(start.step));
-                let mut context = context.for_attempt(start.attempt, bound.timeout.is_some(), snapshot.travels());
-                context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
-                let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout, context };
+                let run = &context.cancel;
+                let mut context = context.for_attempt(start.attempt, bound.timeout().is_some(), snapshot.travels());
+                if has_extras {
+                    // Shadow mode tells how `auto` would go.
+                    context.shadow = context.shadow.filter(|_| !plan.cache_limits.contains_key(&start.step));
+                    context.reuse = context.reuse.filter(|_| caching.keeps_trace(start.step, start.attempt));
+                    context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
+                    context.kept =
+                        plan.inputs.contains_key(&start.step).then(|| kept.entry(start.step).or_default().clone());
+                }
+                let attempt = Attempt { start, runner: bound.runner, timeout: bound.timeout(), context };
                 let span = tracing::info_span!(
                     "step",
                     key = &*bound.step.key,
@@ -184,7 +198,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                     attempt = start.attempt
                 );
                 let input = progress.input(start.step, snapshot);
-                attempts.push(executor::execute(&*runners, attempt, input).instrument(span));
+                attempts.push(executor::execute(&*runners, run, attempt, input).instrument(span));
             }
             if taken >= TURN {
                 break;
@@ -211,6 +225,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             }
         }
         progress.flush(now);
+        kept.retain(|step, _| !progress.has_ended(*step));
         interrupt(&context, progress.stopping());
         if progress.is_done() {
             break;
@@ -233,7 +248,7 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
             () = progress.output_waits() => {}
         }
     }
-    drop(attempts);
+    drop((attempts, kept));
     let end = caching.finish(&progress, &cancel).await;
     if let Some(cache) = &cache {
         cache.finish(end).await;

@@ -6,7 +6,7 @@
 
 use std::{
     any::Any,
-    future::{Future, pending, poll_fn},
+    future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
     sync::Arc,
@@ -15,19 +15,19 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
-use super::policy::{AttemptEnd, Start};
+use super::{
+    policy::{AttemptEnd, Start},
+    timeout::{interrupted, patience, supervise},
+};
 use crate::{
-    awake,
     model::{ArtifactRef, SnapshotRef, StepUsage, TestResults},
+    outputs::Collected,
     runner::{
-        CancelReason, ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, StepContext, StepResult,
+        ExecutorInput, RunnerError, RunnerErrorKind, RunnerIndex, RunnerSet, StepContext, StepResult, TracedResult,
     },
 };
-
-/// The time, after the grace between TERM and KILL, that a runner may take to return before its future is
-/// dropped.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// One attempt to run.
 #[derive(Debug)]
@@ -47,117 +47,113 @@ pub(super) struct AttemptReport {
     pub(super) artifacts: Vec<ArtifactRef>,
     pub(super) usage: Option<StepUsage>,
     pub(super) tests: Option<Box<TestResults>>,
+    /// What it read, if that is to be kept.
+    pub(super) traced: Option<Box<TracedResult>>,
     pub(super) message: Option<Arc<str>>,
 }
 
 type Caught = Result<Result<StepResult, RunnerError>, Box<dyn Any + Send>>;
 
-/// Runs one attempt to its end.
+/// Runs one attempt to its end. The future is in a box, because it is large, and a collection of futures
+/// moves each of them several times. `run` is the token of the whole run.
 ///
 /// # Cancel safety
 /// Dropping the future drops the runner's future, which kills the command at once.
-#[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
 pub(super) fn execute<R: RunnerSet>(
     runners: &R,
+    run: &CancellationToken,
     attempt: Attempt,
     input: ExecutorInput,
-) -> impl Future<Output = AttemptReport> + Send {
-    async move {
+) -> Pin<Box<impl Future<Output = AttemptReport> + Send>> {
+    Box::pin(async move {
         let dispatch = runners.dispatch(attempt.runner, &attempt.context, input);
         let mut running = pin!(AssertUnwindSafe(dispatch).catch_unwind());
         let first = poll_fn(|cx| Poll::Ready(running.as_mut().poll(cx)));
         // Not `match`, in which the result would have a place in the future while it waits.
         if let Poll::Ready(caught) = first.await {
-            return report(&attempt, Some(caught));
+            return report(&attempt, run, Some(caught));
         }
         // The state that only waiting needs is large, so it is boxed separately.
-        let ended = Box::pin(supervise(running, &attempt.context, attempt.timeout)).await;
-        report(&attempt, ended)
-    }
+        let ended = Box::pin(supervise(running, run, &attempt.context, attempt.timeout)).await;
+        report(&attempt, run, ended)
+    })
 }
 
-/// Waits for the runner. At the time limit, requests it to stop, and abandons it if it does not.
-async fn supervise(
-    mut running: Pin<&mut impl Future<Output = Caught>>,
-    context: &StepContext,
-    timeout: Option<Duration>,
-) -> Option<Caught> {
-    let time_is_up = async {
-        match timeout {
-            Some(timeout) => context.limit_reached(timeout).await,
-            None => pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        caught = &mut running => return Some(caught),
-        () = context.cancel.cancelled() => {}
-        () = time_is_up => context.interrupt(CancelReason::TimedOut),
+/// Makes the report of an attempt, with the outputs that were copied. `ended` is `None` if the runner was
+/// abandoned.
+fn report(attempt: &Attempt, run: &CancellationToken, ended: Option<Caught>) -> AttemptReport {
+    let mut report = report_without_outputs(attempt, run, ended);
+    if let Some(outputs) = &attempt.context.outputs {
+        let Collected { artifacts, tests } = outputs.take();
+        report.artifacts.extend(artifacts);
+        report.tests = tests.map(Box::new);
     }
-    awake::timeout(context.grace.saturating_add(LINGER), running).await
+    report
 }
 
-/// Makes the report of an attempt. `ended` is `None` if the runner was abandoned.
-fn report(attempt: &Attempt, ended: Option<Caught>) -> AttemptReport {
-    let Attempt { start, timeout, context, .. } = attempt;
-    let collected = context.outputs.as_ref().map(|outputs| outputs.take()).unwrap_or_default();
-    let tests = collected.tests.map(Box::new);
-    let interrupted = || match (context.cancel_reason(), timeout) {
-        (CancelReason::Cancelled, _) => (AttemptEnd::Canceled, None),
-        (CancelReason::TimedOut, Some(timeout)) if context.interrupted_alone() => {
-            (AttemptEnd::TimedOut, Some(format!("the step's time limit of {timeout:?} was reached")))
-        }
-        (CancelReason::TimedOut, _) => (AttemptEnd::TimedOut, Some("the build's time limit was reached".to_owned())),
-    };
-    let usage = match &ended {
-        Some(Ok(Err(error))) => error.usage(),
-        _ => None,
-    };
-    let (end, message) = match ended {
-        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage, hint }))) => {
-            let end = AttemptEnd::Exited(exit_code);
+fn report_without_outputs(attempt: &Attempt, run: &CancellationToken, ended: Option<Caught>) -> AttemptReport {
+    match ended {
+        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage, hint, traced }))) => {
+            let (start, end) = (attempt.start, AttemptEnd::Exited(exit_code));
             let message = hint.filter(|_| exit_code != 0).map(Arc::from);
-            let mut artifacts = artifacts;
-            artifacts.extend(collected.artifacts);
-            return AttemptReport { start: *start, end, snapshot, artifacts, usage, tests, message };
+            AttemptReport { start, end, snapshot, artifacts, usage, tests: None, traced, message }
         }
-        Some(Ok(Err(error))) => match error.kind() {
-            RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled if context.cancel.is_cancelled() => interrupted(),
-            // Another attempt would exceed the limit that this one has reached.
-            RunnerErrorKind::Infrastructure if context.interrupted_alone() => {
-                let (end, why) = interrupted();
-                (end, why.map(|why| format!("{why}; {}", error.to_line())))
-            }
-            RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
-            // The command failed for this reason.
-            RunnerErrorKind::TooManyProcesses => {
-                (AttemptEnd::Exited(error.exit_code().unwrap_or(137)), Some(error.to_line()))
-            }
-            RunnerErrorKind::OutOfMemory => {
-                let end = error.exit_code().map_or(AttemptEnd::OutOfMemory, AttemptEnd::MemoryWasShort);
-                (end, Some(error.to_line()))
-            }
-            RunnerErrorKind::Cancelled => (
-                AttemptEnd::Infrastructure { retryable: true },
-                Some("the runner cancelled the step without a request".to_owned()),
-            ),
-            RunnerErrorKind::Infrastructure => {
-                (AttemptEnd::Infrastructure { retryable: error.is_retryable() }, Some(error.to_line()))
-            }
-        },
-        Some(Err(panic)) => (
-            AttemptEnd::Infrastructure { retryable: false },
-            Some(format!("the runner panicked, which is a bug in the runner: {}", panic_message(&*panic))),
-        ),
+        Some(Ok(Err(error))) => report_of_error(attempt, run, &error),
+        Some(Err(panic)) => {
+            let why = format!("the runner panicked, which is a bug in the runner: {}", panic_message(&*panic));
+            report_without_result(attempt, AttemptEnd::Infrastructure { retryable: false }, Some(why))
+        }
         None => {
-            let (end, why) = interrupted();
+            let (end, why) = interrupted(attempt.timeout, &attempt.context);
             let why = why.unwrap_or_else(|| "the build was cancelled".to_owned());
-            let patience = context.grace.saturating_add(LINGER);
-            (end, Some(format!("{why}; the runner did not return within {patience:?} and was abandoned")))
+            let patience = patience(&attempt.context);
+            let why = format!("{why}; the runner did not return within {patience:?} and was abandoned");
+            report_without_result(attempt, end, Some(why))
+        }
+    }
+}
+
+// Cold, as what follows, so that the code that runs for each step fits the processor's instruction cache.
+#[cold]
+fn report_of_error(attempt: &Attempt, run: &CancellationToken, error: &RunnerError) -> AttemptReport {
+    let context = &attempt.context;
+    let (end, message) = match error.kind() {
+        // The run's token may have fired since this attempt was last looked at.
+        RunnerErrorKind::TimedOut | RunnerErrorKind::Cancelled
+            if context.cancel.is_cancelled() || run.is_cancelled() =>
+        {
+            interrupted(attempt.timeout, &attempt.context)
+        }
+        // Another attempt would exceed the limit that this one has reached.
+        RunnerErrorKind::Infrastructure if context.interrupted_alone() => {
+            let (end, why) = interrupted(attempt.timeout, &attempt.context);
+            (end, why.map(|why| format!("{why}; {}", error.to_line())))
+        }
+        RunnerErrorKind::TimedOut => (AttemptEnd::TimedOut, Some(error.to_line())),
+        // The command failed for this reason.
+        RunnerErrorKind::TooManyProcesses => {
+            (AttemptEnd::Exited(error.exit_code().unwrap_or(137)), Some(error.to_line()))
+        }
+        RunnerErrorKind::OutOfMemory => {
+            let end = error.exit_code().map_or(AttemptEnd::OutOfMemory, AttemptEnd::MemoryWasShort);
+            (end, Some(error.to_line()))
+        }
+        RunnerErrorKind::Cancelled => (
+            AttemptEnd::Infrastructure { retryable: true },
+            Some("the runner cancelled the step without a request".to_owned()),
+        ),
+        RunnerErrorKind::Infrastructure => {
+            (AttemptEnd::Infrastructure { retryable: error.is_retryable() }, Some(error.to_line()))
         }
     };
+    AttemptReport { usage: error.usage(), ..report_without_result(attempt, end, message) }
+}
+
+#[cold]
+fn report_without_result(attempt: &Attempt, end: AttemptEnd, message: Option<String>) -> AttemptReport {
+    let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
     let message = message.map(Arc::from);
-    AttemptReport { start: *start, end, snapshot: None, artifacts: collected.artifacts, usage, tests, message }
+    AttemptReport { start: attempt.start, end, snapshot, artifacts, usage, tests, traced, message }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
@@ -170,16 +166,70 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::sync::CancellationToken;
     use uuid::Uuid;
 
     use super::*;
     use crate::{
         plan::{SnapshotUse, StepIndex},
-        runner::{ArchiveId, RunnerIndex},
+        runner::{ArchiveId, CancelReason, RunnerIndex, StepRunner},
         schedule::fixture::{Noop, Runners, journal, plan, progress},
         source::RunSource,
     };
+
+    /// Fires its own token, or waits for it.
+    #[derive(Debug)]
+    struct Waits;
+
+    impl StepRunner for Waits {
+        const NAME: &'static str = "waits";
+
+        async fn execute(&self, ctx: &StepContext, input: ExecutorInput) -> Result<StepResult, RunnerError> {
+            match input.step_id {
+                FIRES_ITS_OWN => ctx.cancel.cancel(),
+                DOES_NOT_WAIT => return Err(RunnerError::cancelled()),
+                _ => tokio::task::yield_now().await,
+            }
+            ctx.cancel.cancelled().await;
+            Err(ctx.interrupted())
+        }
+    }
+
+    #[derive(Debug, RunnerSet)]
+    struct Waiting {
+        #[runner(default)]
+        waits: Waits,
+    }
+
+    const FIRES_ITS_OWN: Uuid = Uuid::from_u128(7);
+    const DOES_NOT_WAIT: Uuid = Uuid::from_u128(8);
+
+    #[tokio::test]
+    async fn the_runs_token_fires_those_of_its_attempts_and_theirs_no_other() {
+        let plan = plan(1, "");
+        let (_writer, bus) = journal(&plan);
+        let archives = Arc::new(RunSource::new(ArchiveId(Uuid::nil()), "/"));
+        let run = StepContext::new(bus, archives, Arc::default(), CancellationToken::new());
+        let runners = Waiting { waits: Waits };
+        let attempt = |step_id| {
+            let step = Arc::clone(&plan.step(StepIndex(0)).step);
+            let attempt = Attempt {
+                start: Start { step: StepIndex(0), attempt: 1 },
+                runner: RunnerIndex(0),
+                timeout: None,
+                context: run.for_attempt(1, false, false),
+            };
+            let input = ExecutorInput::new(step, ArchiveId(Uuid::nil()), Uuid::nil(), step_id);
+            execute(&runners, &run.cancel, attempt, input)
+        };
+        let mut waiting = attempt(Uuid::nil());
+        assert!((&mut waiting).now_or_never().is_none());
+        assert_eq!(attempt(FIRES_ITS_OWN).await.end, AttemptEnd::Canceled);
+        assert!((&mut waiting).now_or_never().is_none() && !run.cancel.is_cancelled());
+        assert_eq!(attempt(DOES_NOT_WAIT).await.end, AttemptEnd::Infrastructure { retryable: true });
+        run.interrupt(CancelReason::TimedOut);
+        assert_eq!(attempt(DOES_NOT_WAIT).await.end, AttemptEnd::TimedOut, "it ends before its own token fires");
+        assert_eq!(waiting.await.end, AttemptEnd::TimedOut);
+    }
 
     #[test]
     fn the_future_of_an_attempt_stays_small() {
@@ -195,7 +245,7 @@ mod tests {
         };
         let runners = Runners { noop: Noop };
         let dispatch = size_of_val(&runners.dispatch(attempt.runner, &attempt.context, input.clone()));
-        let own = size_of_val(&execute(&runners, attempt, input)) - dispatch;
+        let own = size_of_val(&*execute(&runners, &CancellationToken::new(), attempt, input)) - dispatch;
         let kept = size_of::<Attempt>() + size_of::<ExecutorInput>();
         assert!(own <= kept + 96, "{own} bytes beside the runner's {dispatch}, and {kept} would do");
     }

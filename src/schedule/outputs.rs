@@ -25,7 +25,8 @@ pub(super) fn outputs_of(
         pipeline: build.pipeline.as_str().into(),
         step: Arc::clone(&plan.step(step).step.key),
     };
-    let outputs = StepOutputs::new(patterns, place);
+    let inputs = plan.inputs.get(&step).into_iter().flatten().map(|input| Arc::clone(&input.target));
+    let outputs = StepOutputs::new(patterns, place).without(inputs);
     if secrets.is_empty() {
         return Some(Arc::new(outputs));
     }

@@ -22,7 +22,7 @@ use crate::{
     outcome::BuildOutcome,
     outputs::Collected,
     plan::{BoundPlan, BoundService, PlannedInput, SnapshotUse},
-    runner::{CacheDecision, ExecutorInput, InputFiles, RunnerIndex},
+    runner::{CacheDecision, ExecutorInput, InputFiles, OtherSteps, RunnerIndex},
 };
 
 /// A running build.
@@ -144,6 +144,11 @@ impl<'plan> BuildProgress<'plan> {
         self.records[step.get()].is_kept = true;
     }
 
+    /// Returns whether the snapshot of a step is owned by the cache.
+    pub(super) fn is_kept(&self, step: StepIndex) -> bool {
+        self.records[step.get()].is_kept
+    }
+
     /// Returns whether a step has ended.
     pub(super) fn has_ended(&self, step: StepIndex) -> bool {
         self.policy.status(step).is_some()
@@ -181,9 +186,16 @@ impl<'plan> BuildProgress<'plan> {
             } else {
                 self.plan.dag.lineage_parent(step).and_then(|parent| self.snapshot(parent).cloned())
             },
-            service_snapshots: self.service_snapshots(step),
-            inputs: self.input_files(step),
+            other_steps: self.other_steps(step),
         }
+    }
+
+    /// Returns what a step gets of other steps than its parent.
+    fn other_steps(&self, step: StepIndex) -> Option<Arc<OtherSteps>> {
+        if !self.plan.waits_for_others(step) {
+            return None;
+        }
+        OtherSteps::of(self.service_snapshots(step), self.input_files(step))
     }
 
     /// Returns the snapshots that the services of a step boot from.
@@ -206,7 +218,8 @@ impl<'plan> BuildProgress<'plan> {
 
     /// Handles an attempt's end, and its consequences for other steps.
     pub(super) fn attempt_ended(&mut self, report: AttemptReport, now: Duration) {
-        let AttemptReport { start: Start { step, attempt }, end, snapshot, artifacts, usage, tests, message } = report;
+        let AttemptReport { start, end, snapshot, artifacts, usage, tests, message, .. } = report;
+        let Start { step, attempt } = start;
         let usage = usage.map(|usage| self.leavings.usages.get(&step).map_or(usage, |before| before.then(usage)));
         if let Some(usage) = usage {
             self.leavings.usages.insert(step, usage);
@@ -216,21 +229,8 @@ impl<'plan> BuildProgress<'plan> {
             AttemptEnd::Exited(code) | AttemptEnd::MemoryWasShort(code) => Some(code),
             _ => None,
         };
-        let status = match answer {
-            Answer::RetryAlone => {
-                let reason = message.unwrap_or_else(|| "the machine ran out of memory".into());
-                let message = format!("{reason}; it runs again with no other step beside it").into();
-                let retry = StateEvent::StepRetry { step, attempt, backoff_ms: 0, message, exit_code: None };
-                self.emit(now, retry);
-                return;
-            }
-            Answer::Retry(backoff) => {
-                let message = self.retry_message(step, command_code, message);
-                let backoff_ms = millis(backoff);
-                self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code: command_code });
-                return;
-            }
-            Answer::Ended(status) => status,
+        let Answer::Ended(status) = answer else {
+            return self.retried(start, answer, command_code, message, now);
         };
         self.set_snapshot(step, snapshot.clone());
         let record = &mut self.records[step.get()];
@@ -260,6 +260,26 @@ impl<'plan> BuildProgress<'plan> {
             self.emit(now, StateEvent::ChainFailed { step, exit_code, message });
         }
         self.end_bystanders(now);
+    }
+
+    /// Reports an attempt that failed and that another follows. Apart from what runs for each step.
+    #[cold]
+    fn retried(
+        &mut self,
+        Start { step, attempt }: Start,
+        answer: Answer,
+        command_code: Option<i32>,
+        message: Option<Arc<str>>,
+        now: Duration,
+    ) {
+        let (backoff_ms, message, exit_code) = match answer {
+            Answer::Retry(backoff) => (millis(backoff), self.retry_message(step, command_code, message), command_code),
+            Answer::RetryAlone | Answer::Ended(_) => {
+                let reason = message.unwrap_or_else(|| "the machine ran out of memory".into());
+                (0, format!("{reason}; it runs again with no other step beside it").into(), None)
+            }
+        };
+        self.emit(now, StateEvent::StepRetry { step, attempt, backoff_ms, message, exit_code });
     }
 
     /// Describes why an attempt failed that another follows.
@@ -361,6 +381,8 @@ impl<'plan> BuildProgress<'plan> {
                 started_at,
                 finished_at: started_at + now,
                 watch_url: None,
+                shadow_differences: 0,
+                shadow_failures: 0,
             },
         }
     }
@@ -447,7 +469,7 @@ fn tag(step_id: Uuid) -> SnapshotRef {
     let mut text = [0; PREFIX.len() + uuid::fmt::Hyphenated::LENGTH];
     text[..PREFIX.len()].copy_from_slice(PREFIX);
     step_id.hyphenated().encode_lower(&mut text[PREFIX.len()..]);
-    SnapshotRef::from(String::from_utf8_lossy(&text).as_ref())
+    SnapshotRef::from(str::from_utf8(&text).expect("a UUID is ASCII"))
 }
 
 #[cfg(test)]
@@ -459,7 +481,8 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, tests: None, message: None }
+        let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
+        AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

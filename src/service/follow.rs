@@ -437,6 +437,8 @@ impl Follow {
             steps: self.steps.into_iter().filter_map(|step| step.summary).collect(),
             started_at: self.started_at,
             finished_at: Utc::now(),
+            shadow_differences: 0,
+            shadow_failures: 0,
             watch_url: Some(self.of.watch_url()),
         })
     }

@@ -124,6 +124,7 @@ impl CloudBackend {
         let store = self.store.get()?;
         let source = RunSource::new(ArchiveId(Uuid::new_v4()), request.repo_root.clone())
             .times(request.options.source_times)
+            .leaving_out(request.options.source_ignore.clone())
             .frozen_early(request.early_freeze.clone());
         let frozen = source.freeze(&store).await?;
         let submission = Submission::of(request, &self.org, self.pipeline.as_deref())?;

@@ -125,6 +125,8 @@ impl Watched {
             steps: Vec::new(),
             started_at,
             finished_at: Utc::now(),
+            shadow_differences: 0,
+            shadow_failures: 0,
             watch_url: Some(self.watch_url()),
         })
     }

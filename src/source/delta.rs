@@ -20,7 +20,7 @@ use std::{
 };
 
 use super::{
-    FrozenSource, SourceTimes,
+    FrozenSource, HiddenFiles, SourceTimes,
     frozen::record_manifest,
     manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Time, Times},
     read::in_parallel,
@@ -47,6 +47,20 @@ pub fn delta(store: &Arc<Store>, old: &Snapshot, new: &FrozenSource) -> Result<O
     Ok(delta_with_caches(store, Some(old), &[], new)?.layer)
 }
 
+/// Does the same as [`delta`] for a step that does not see the `hidden` files of its source: nothing about
+/// these is in the layer.
+///
+/// # Errors
+/// Returns the errors of [`delta`].
+pub(crate) fn delta_of_shown(
+    store: &Arc<Store>,
+    old: &Snapshot,
+    new: &FrozenSource,
+    hidden: &HiddenFiles,
+) -> Result<Option<LayerId>, StoreError> {
+    Ok(delta_between(store, (Some(old), new), &[], Some(hidden))?.layer)
+}
+
 /// What a step sees of its source, beyond the source's own layers.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceDelta {
@@ -70,6 +84,16 @@ pub(crate) fn delta_with_caches(
     caches: &[CacheDir],
     new: &FrozenSource,
 ) -> Result<SourceDelta, StoreError> {
+    delta_between(store, (parent, new), caches, None)
+}
+
+/// Makes the delta to a source for a step that does not see the `hidden` files of it.
+fn delta_between(
+    store: &Arc<Store>,
+    (parent, new): (Option<&Snapshot>, &FrozenSource),
+    caches: &[CacheDir],
+    hidden: Option<&HiddenFiles>,
+) -> Result<SourceDelta, StoreError> {
     let mut result = SourceDelta { layer: None, seen: new.id.clone(), latest: (0, 0) };
     let old = parent.filter(|old| old.source != new.id && !old.layers.is_empty());
     let differs = |cache: &&CacheDir| new.times == SourceTimes::Normal && cache.source != new.id;
@@ -88,6 +112,9 @@ pub(crate) fn delta_with_caches(
     for layer in parent_layers {
         hasher.update(format!("{layer}\n").as_bytes());
     }
+    if let Some(hidden) = hidden {
+        hasher.update(b"without ").update(&hidden.digest());
+    }
     // Steps that start at once often need the same delta.
     let _turn = store.layers().delta_turn();
     if caches.is_empty() {
@@ -96,8 +123,15 @@ pub(crate) fn delta_with_caches(
             return Ok(SourceDelta { layer: Some(id), ..result });
         }
     }
-    let after = Manifest::of(store, &new.id)?;
-    let before = old.map(|old| Manifest::of(store, &old.source)).transpose()?;
+    let shown = |id: &SourceId| {
+        let manifest = Manifest::of(store, id)?;
+        Ok::<_, StoreError>(match hidden {
+            Some(hidden) => hidden.split(&manifest).0,
+            None => manifest,
+        })
+    };
+    let after = shown(&new.id)?;
+    let before = old.map(|old| shown(&old.source)).transpose()?;
     // If it is not known what a cache was made from, everything counts as different.
     let of_caches: Vec<Manifest> =
         caches.iter().map(|cache| Manifest::of(store, &cache.source).unwrap_or_default()).collect();

@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use tracing::{Dispatch, Level, Metadata, Subscriber, span};
 
 use super::{
-    SourceTimes,
+    SourceOptions,
+    freeze_progress::FreezeProgress,
     run_source::{NamedSource, Work},
     stat_cache::StatCache,
 };
@@ -38,8 +39,9 @@ pub struct EarlyFreeze {
     dir: PathBuf,
     /// The mark of an offer that was not taken.
     unused: PathBuf,
-    times: SourceTimes,
+    options: SourceOptions,
     abandoned: Arc<AtomicBool>,
+    progress: Arc<FreezeProgress>,
     /// Receives the source, once.
     named: Mutex<Option<Offer>>,
     thread: Option<JoinHandle<()>>,
@@ -50,20 +52,22 @@ impl EarlyFreeze {
     /// Returns `None` if it was not, if the last offer was not taken, or if no thread can be started. Creates
     /// no store.
     #[must_use]
-    pub fn begin(store: &StoreHandle, dir: &Path, times: SourceTimes) -> Option<Self> {
+    pub fn begin(store: &StoreHandle, dir: &Path, options: SourceOptions) -> Option<Self> {
         let (store_dir, canonical) = (store.dir().ok()?, dir.canonicalize().ok()?);
         let unused = mark(&store_dir, &canonical);
         if !StatCache::path(&store_dir, &canonical).is_file() || unused.exists() {
             return None;
         }
-        let abandoned = Arc::new(AtomicBool::new(false));
+        let (abandoned, progress) = (Arc::new(AtomicBool::new(false)), Arc::<FreezeProgress>::default());
         let (sender, receiver) = oneshot::channel();
         let (store, dir_of_thread, stop) = (store.clone(), dir.to_owned(), Arc::clone(&abandoned));
+        let (counted, its_options) = (Arc::clone(&progress), options.clone());
         let freeze = move || {
             let named = || {
                 // The store may have something to say that it says only once.
                 let store = store.get()?;
-                let work = Work { store: Arc::clone(&store), dir: dir_of_thread, times, abandoned: stop };
+                let (store_of_work, dir) = (Arc::clone(&store), dir_of_thread);
+                let work = Work { store: store_of_work, dir, options: its_options, abandoned: stop, progress: counted };
                 Ok::<_, StoreError>((store, unless_it_warns(|| work.name())?))
             };
             match named() {
@@ -77,16 +81,21 @@ impl EarlyFreeze {
         Some(Self {
             dir: dir.to_owned(),
             unused,
-            times,
+            options,
             abandoned,
+            progress,
             named: Mutex::new(Some(receiver)),
             thread: Some(thread),
         })
     }
 
+    pub(super) fn progress(&self) -> &FreezeProgress {
+        &self.progress
+    }
+
     /// Waits for the source. Returns `None` if it is a different one, or if there is none.
-    pub(super) async fn take(&self, store: &Arc<Store>, dir: &Path, times: SourceTimes) -> Option<NamedSource> {
-        if self.dir != dir || self.times != times {
+    pub(super) async fn take(&self, store: &Arc<Store>, dir: &Path, options: &SourceOptions) -> Option<NamedSource> {
+        if self.dir != dir || self.options != *options {
             return None;
         }
         let receiver = self.named.lock().take()?;
@@ -161,7 +170,10 @@ impl Subscriber for Warnings {
 mod tests {
     use std::os::unix::net::UnixListener;
 
-    use super::{super::test_project::TestProject, *};
+    use super::{
+        super::{SourceTimes, test_project::TestProject},
+        *,
+    };
 
     /// Returns a project with one file.
     fn project() -> TestProject {
@@ -171,7 +183,7 @@ mod tests {
     }
 
     fn begin(project: &TestProject, store: &StoreHandle) -> Option<EarlyFreeze> {
-        EarlyFreeze::begin(store, &project.dir(), SourceTimes::Normal)
+        EarlyFreeze::begin(store, &project.dir(), SourceOptions::default())
     }
 
     #[tokio::test]
@@ -208,13 +220,13 @@ mod tests {
             note_need(&store, &project.dir().canonicalize().unwrap());
             begin(&project, &handle).unwrap()
         };
-        assert!(early().take(&store, Path::new("/elsewhere"), SourceTimes::Normal).await.is_none());
-        assert!(early().take(&store, &project.dir(), SourceTimes::Real).await.is_none());
+        assert!(early().take(&store, Path::new("/elsewhere"), &SourceOptions::default()).await.is_none());
+        assert!(early().take(&store, &project.dir(), &SourceOptions::with_times(SourceTimes::Real)).await.is_none());
         let other = Store::open(&project.store_dir()).unwrap();
-        assert!(early().take(&other, &project.dir(), SourceTimes::Normal).await.is_none());
+        assert!(early().take(&other, &project.dir(), &SourceOptions::default()).await.is_none());
         let one = early();
-        assert!(one.take(&store, &project.dir(), SourceTimes::Normal).await.is_some());
-        assert!(one.take(&store, &project.dir(), SourceTimes::Normal).await.is_none());
+        assert!(one.take(&store, &project.dir(), &SourceOptions::default()).await.is_some());
+        assert!(one.take(&store, &project.dir(), &SourceOptions::default()).await.is_none());
     }
 
     #[tokio::test]
@@ -239,7 +251,7 @@ mod tests {
         project.source().freeze(&store).await.unwrap();
         let _socket = UnixListener::bind(project.file("socket")).unwrap();
         let early = begin(&project, &handle).unwrap();
-        assert!(early.take(&store, &project.dir(), SourceTimes::Normal).await.is_none());
+        assert!(early.take(&store, &project.dir(), &SourceOptions::default()).await.is_none());
     }
 
     #[tokio::test]
@@ -250,7 +262,7 @@ mod tests {
         project.source().freeze(&store).await.unwrap();
         let early = begin(&project, &handle).unwrap();
         early.abandoned.store(true, Ordering::Relaxed);
-        drop(early.take(&store, &project.dir(), SourceTimes::Normal).await);
+        drop(early.take(&store, &project.dir(), &SourceOptions::default()).await);
         let source = project.source().frozen_early(Some(Arc::new(early)));
         source.freeze(&store).await.unwrap();
     }

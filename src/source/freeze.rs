@@ -19,7 +19,9 @@ use std::{
 };
 
 use super::{
-    FrozenSource, in_same_log,
+    FrozenSource, HiddenFiles, SourceOptions,
+    freeze_progress::FreezeProgress,
+    in_same_log,
     manifest::{Manifest, ManifestChange, Times},
     read::{ATTEMPTS, Known, SourceReader},
     stat_cache::{StatCache, now},
@@ -53,7 +55,17 @@ pub fn freeze(
     times: SourceTimes,
     abandoned: &AtomicBool,
 ) -> Result<FrozenSource, StoreError> {
-    freeze_until_stable(store, dir, (times, LayerState::Intact), abandoned).map(|(frozen, _)| frozen)
+    let watch = FreezeWatch { abandoned, progress: &FreezeProgress::default() };
+    freeze_until_stable(store, dir, (&SourceOptions::with_times(times), LayerState::Intact), watch)
+        .map(|(frozen, _)| frozen)
+}
+
+/// How a freeze is stopped and observed from other threads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FreezeWatch<'a> {
+    /// Set when the freeze must end early.
+    pub(super) abandoned: &'a AtomicBool,
+    pub(super) progress: &'a FreezeProgress,
 }
 
 /// What is known about the layers of a source.
@@ -81,17 +93,18 @@ impl LayerState {
 pub(super) fn freeze_until_stable(
     store: &Store,
     dir: &Path,
-    (times, state): (SourceTimes, LayerState),
-    abandoned: &AtomicBool,
+    (options, state): (&SourceOptions, LayerState),
+    FreezeWatch { abandoned, progress }: FreezeWatch<'_>,
 ) -> Result<(FrozenSource, Arc<Manifest>), StoreError> {
     let no_source = || StoreError::NoSource { path: dir.into() };
     let source = dir.canonicalize().map_err(|_| no_source())?;
     if !source.is_dir() {
         return Err(no_source());
     }
+    let reader = SourceReader { source: &source, times: options.times, abandoned, progress };
     let mut attempt = 1;
     loop {
-        match freeze_once(store, &SourceReader { source: &source, times, abandoned }, state) {
+        match freeze_once(store, &reader, options.ignore.as_ref(), state) {
             Err(StoreError::SourceChanged { path }) if attempt < ATTEMPTS => {
                 tracing::debug!(path = %path.display(), attempt, "the source changed while it was read");
                 attempt += 1;
@@ -104,11 +117,12 @@ pub(super) fn freeze_until_stable(
 fn freeze_once(
     store: &Store,
     reader: &SourceReader<'_>,
+    hidden: Option<&HiddenFiles>,
     state: LayerState,
 ) -> Result<(FrozenSource, Arc<Manifest>), StoreError> {
     let cache_path = StatCache::path(store.dir(), reader.source);
     let started = now();
-    let walk = SourceWalk { source: reader.source, store: store.dir(), abandoned: reader.abandoned };
+    let walk = SourceWalk { source: reader.source, store: store.dir(), hidden, abandoned: reader.abandoned };
     let find_last = || {
         let Some(cache) = StatCache::load(&cache_path) else { return Ok((None, None)) };
         // A source with other times has no files in common with the new one.

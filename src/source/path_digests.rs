@@ -15,7 +15,8 @@ use std::{
 
 use super::{
     fnmatch::{has_magic, matches},
-    manifest::{EntryKind, Manifest, ManifestEntry},
+    freeze_progress::FreezeProgress,
+    manifest::{EntryKind, Manifest, ManifestChange, ManifestEntry, Times},
     read::{Known, SourceReader},
     times::SourceTimes,
     walk::SourceWalk,
@@ -74,10 +75,29 @@ fn pipelines_manifest(store: &Store, checkout: &Path) -> Result<Manifest, StoreE
     }
     let abandoned = AtomicBool::new(false);
     let dir = dir.canonicalize().map_err(|source| StoreError::Unreadable { path: dir.clone(), source })?;
-    let tree = SourceWalk { source: &dir, store: store.dir(), abandoned: &abandoned }.run()?;
-    let reader = SourceReader { source: &dir, times: SourceTimes::Normal, abandoned: &abandoned };
+    let tree = SourceWalk { source: &dir, store: store.dir(), hidden: None, abandoned: &abandoned }.run()?;
+    let progress = FreezeProgress::default();
+    let reader = SourceReader { source: &dir, times: SourceTimes::Normal, abandoned: &abandoned, progress: &progress };
     let (manifest, _) = reader.read_unknown(&Known::of(&tree, None))?;
     Ok(manifest)
+}
+
+/// Returns the paths of the files that differ between two sources. Blocks.
+///
+/// # Errors
+/// Returns an error if a manifest is gone or cannot be read.
+pub(crate) fn changed_files(store: &Store, (old, new): (&SourceId, &SourceId)) -> Result<Vec<Vec<u8>>, StoreError> {
+    let (old, new) = (Manifest::of(store, old)?, Manifest::of(store, new)?);
+    let mut files = Vec::new();
+    for change in old.changes(&new, Times::PassOver) {
+        let entry = match change {
+            ManifestChange::Removed(entry) | ManifestChange::Added(entry) | ManifestChange::Changed(entry) => entry,
+        };
+        if !entry.is_dir() {
+            files.push(entry.path.to_vec());
+        }
+    }
+    Ok(files)
 }
 
 /// Returns whether a path of a source is among those that a pattern of `on_change` matches: by its own name,

@@ -18,6 +18,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
+    freeze_progress::FreezeProgress,
     in_same_log,
     manifest::{self, EntryKind, Manifest, ManifestEntry},
     stat_cache::{Stamp, StatCache},
@@ -44,6 +45,7 @@ pub(super) struct SourceReader<'a> {
     /// The times that the manifest gets.
     pub(super) times: SourceTimes,
     pub(super) abandoned: &'a AtomicBool,
+    pub(super) progress: &'a FreezeProgress,
 }
 
 /// What is known about a walked tree without reading a file.
@@ -108,8 +110,11 @@ impl SourceReader<'_> {
         let is_unknown =
             |index: &usize| known.entry(*index).is_none() && tree.status(*index).kind != FileKind::Directory;
         let unknown: Vec<usize> = (0..tree.len()).filter(is_unknown).collect();
+        self.progress.begin_reading(unknown.len());
         let mut read = in_parallel(&unknown, |index, buffer| {
-            Ok((*index, self.read(tree.path(*index), tree.status(*index).kind, buffer)?))
+            let read = self.read(tree.path(*index), tree.status(*index).kind, buffer)?;
+            self.progress.file_read();
+            Ok((*index, read))
         })?;
         read.sort_unstable_by_key(|(index, _)| *index);
         let mut read = read.into_iter().peekable();

@@ -11,15 +11,15 @@ use std::{
 use tokio::sync::OnceCell;
 
 use super::{
-    EarlyFreeze, FrozenSource, SourceTimes,
+    EarlyFreeze, FrozenSource, HiddenFiles, SourceOptions, SourceTimes,
     archives::Archives,
     early::note_need,
-    freeze,
-    freeze::{LayerState, freeze_until_stable},
+    freeze::{FreezeWatch, LayerState, freeze_until_stable},
+    freeze_progress::FreezeProgress,
     manifest::Manifest,
 };
 use crate::{
-    model::ArchiveId,
+    model::{Activity, ActivityCount, ArchiveId},
     store::{Lease, SourceId, Store, StoreError},
     sync::Mutex,
 };
@@ -29,9 +29,10 @@ use crate::{
 pub struct RunSource {
     id: ArchiveId,
     source_dir: PathBuf,
-    times: SourceTimes,
+    options: SourceOptions,
     early: Option<Arc<EarlyFreeze>>,
     named: OnceCell<NamedSource>,
+    progress: Arc<FreezeProgress>,
     pub(super) archives: Archives,
 }
 
@@ -55,9 +56,10 @@ impl RunSource {
         Self {
             id,
             source_dir: source_dir.into(),
-            times: SourceTimes::Normal,
+            options: SourceOptions::default(),
             early: None,
             named: OnceCell::new(),
+            progress: Arc::default(),
             archives: Archives::default(),
         }
     }
@@ -65,21 +67,35 @@ impl RunSource {
     /// Sets which times of files steps see.
     #[must_use]
     pub fn times(mut self, times: SourceTimes) -> Self {
-        self.times = times;
+        self.options.times = times;
+        self
+    }
+
+    /// Leaves files out besides what ignore files name.
+    #[must_use]
+    pub fn leaving_out(mut self, ignore: Option<HiddenFiles>) -> Self {
+        self.options = self.options.leaving_out(ignore);
         self
     }
 
     /// Returns which times of files steps see.
     pub(crate) fn source_times(&self) -> SourceTimes {
-        self.times
+        self.options.times
     }
 
-    /// Uses a tree that is frozen already, if it is the same directory with the same times, and in the store
-    /// of this run.
+    /// Uses a tree that is frozen already, if it is the same directory with the same options, and in the
+    /// store of this run.
     #[must_use]
     pub fn frozen_early(mut self, early: Option<Arc<EarlyFreeze>>) -> Self {
         self.early = early;
         self
+    }
+
+    /// Returns what the freezing of the tree is doing, while it goes on.
+    pub(crate) fn activity(&self) -> Option<(Activity, Option<ActivityCount>)> {
+        // What is read or copied before it is known whether the early one is used.
+        let early = self.early.as_ref().and_then(|early| early.progress().activity());
+        self.progress.activity().or(early)
     }
 
     /// Returns the id in [`ExecutorInput::workspace_archive_id`](crate::ExecutorInput).
@@ -149,7 +165,7 @@ impl RunSource {
     async fn named(&self, store: &Arc<Store>, state: LayerState) -> Result<&NamedSource, StoreError> {
         let name = async || {
             if let Some(early) = &self.early
-                && let Some(named) = early.take(store, &self.source_dir, self.times).await
+                && let Some(named) = early.take(store, &self.source_dir, &self.options).await
             {
                 return Ok(named);
             }
@@ -168,11 +184,12 @@ impl RunSource {
     async fn check(&self, store: &Arc<Store>, id: &SourceId) -> Result<Arc<FrozenSource>, StoreError> {
         let id = id.clone();
         self.work(store, move |work| {
-            if let Some(intact) = FrozenSource::find(&work.store, &id, work.times)? {
+            if let Some(intact) = FrozenSource::find(&work.store, &id, work.options.times)? {
                 return Ok(Arc::new(intact));
             }
             tracing::debug!(source = %id, "layers of the source are damaged; freezing it again");
-            let again = freeze(&work.store, &work.dir, work.times, &work.abandoned)?;
+            let options = (&work.options, LayerState::Intact);
+            let (again, _) = freeze_until_stable(&work.store, &work.dir, options, work.watch())?;
             // Steps were already looked up in the cache by the name.
             if again.id == id { Ok(Arc::new(again)) } else { Err(StoreError::SourceChanged { path: work.dir }) }
         })
@@ -185,8 +202,9 @@ impl RunSource {
         store: &Arc<Store>,
         work: impl FnOnce(Work) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (store, dir, times) = (Arc::clone(store), self.source_dir.clone(), self.times);
-        self.on_thread("freeze", move |abandoned| work(Work { store, dir, times, abandoned })).await
+        let (store, dir, options) = (Arc::clone(store), self.source_dir.clone(), self.options.clone());
+        let progress = Arc::clone(&self.progress);
+        self.on_thread("freeze", move |abandoned| work(Work { store, dir, options, abandoned, progress })).await
     }
 }
 
@@ -194,8 +212,9 @@ impl RunSource {
 pub(super) struct Work {
     pub(super) store: Arc<Store>,
     pub(super) dir: PathBuf,
-    pub(super) times: SourceTimes,
+    pub(super) options: SourceOptions,
     pub(super) abandoned: Arc<AtomicBool>,
+    pub(super) progress: Arc<FreezeProgress>,
 }
 
 impl Work {
@@ -204,9 +223,13 @@ impl Work {
         self.freeze(LayerState::Recorded)
     }
 
+    fn watch(&self) -> FreezeWatch<'_> {
+        FreezeWatch { abandoned: &self.abandoned, progress: &self.progress }
+    }
+
     fn freeze(self, state: LayerState) -> Result<NamedSource, StoreError> {
         let lease = self.store.lease()?;
-        let (frozen, manifest) = freeze_until_stable(&self.store, &self.dir, (self.times, state), &self.abandoned)?;
+        let (frozen, manifest) = freeze_until_stable(&self.store, &self.dir, (&self.options, state), self.watch())?;
         let (id, is_intact) = (frozen.id.clone(), state == LayerState::Intact);
         let manifest = Mutex::new((!is_intact).then_some(manifest));
         let intact = OnceCell::new_with(is_intact.then(|| Arc::new(frozen)));

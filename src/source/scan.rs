@@ -27,7 +27,7 @@ impl SourceScan {
         let unreadable = |source| StoreError::Unreadable { path: dir.into(), source };
         let source = dir.canonicalize().map_err(unreadable)?;
         let abandoned = AtomicBool::new(false);
-        let tree = SourceWalk { source: &source, store, abandoned: &abandoned }.run()?;
+        let tree = SourceWalk { source: &source, store, hidden: None, abandoned: &abandoned }.run()?;
         let path = |index| source.join(OsStr::from_bytes(tree.path(index)));
         Ok(Self { entries: (0..tree.len()).map(|index| (path(index), *tree.status(index))).collect() })
     }

@@ -27,6 +27,7 @@ use rustix::{
 };
 
 use super::{
+    HiddenFiles,
     ignore_rules::{IgnoreRules, RuleFiles},
     in_same_log,
     manifest::Time,
@@ -129,6 +130,8 @@ pub(super) struct SourceWalk<'a> {
     pub(super) source: &'a Path,
     /// A directory that is not part of the source, even if it is inside it.
     pub(super) store: &'a Path,
+    /// What is left out besides.
+    pub(super) hidden: Option<&'a HiddenFiles>,
     pub(super) abandoned: &'a AtomicBool,
 }
 
@@ -227,6 +230,11 @@ impl SourceWalk<'_> {
             let Some(stat) = tree::stat_at(&dir, name).map_err(unreadable)? else { continue };
             let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             if has_rules && hint == FileType::Unknown && rules.ignore(path, is_dir) || is_dir && path == self.store {
+                continue;
+            }
+            if let Some(hidden) = self.hidden
+                && hidden.hides(Path::new(OsStr::from_bytes(&tree::join(&job.path, name.to_bytes()))), is_dir)
+            {
                 continue;
             }
             let Some(status) = FileStatus::of(&stat) else {

@@ -75,9 +75,15 @@ impl LayerWriter<'_> {
                 EntryKind::File { .. } => files.push(*entry),
             }
         }
+        let progress = self.reader.progress;
+        progress.begin_copying(files.len());
         in_parallel(&files, |entry, buffer| {
             let place = workspace.join(entry.as_path());
-            if self.link(entry, &place) { Ok(()) } else { self.reader.copy(entry, &place, buffer) }
+            if !self.link(entry, &place) {
+                self.reader.copy(entry, &place, buffer)?;
+            }
+            progress.file_copied();
+            Ok(())
         })?;
         // The contents of a directory come after it, and so get their times first.
         for path in dirs.iter().rev() {

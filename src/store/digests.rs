@@ -31,6 +31,15 @@ impl PackedDigests {
     }
 }
 
+/// A layer that was cut into chunks, outside of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListDigest {
+    /// The digest of its uncompressed tar.
+    pub(crate) diff_id: ImageDigest,
+    /// The digest of the list of its chunks, as an engine names it.
+    pub(crate) list: String,
+}
+
 /// The recorded digests of a store.
 #[derive(Debug)]
 pub(crate) struct Digests {
@@ -51,6 +60,21 @@ impl Digests {
     /// run has, without a row in the index, is not remembered.
     pub(crate) fn remember_layer(&self, layer: &LayerId, name: &PackedDigests) -> Result<(), StoreError> {
         self.shared.index.write(|transaction| index::blobs::put_packed(transaction, layer, name))
+    }
+
+    /// Returns how many bytes a kept layer takes on the disk.
+    pub(crate) fn bytes_of(&self, layer: &LayerId) -> Result<Option<u64>, StoreError> {
+        self.shared.index.read(|connection| index::blobs::bytes(connection, layer))
+    }
+
+    /// Returns the digests of a layer if it was cut into chunks before.
+    pub(crate) fn list_of(&self, layer: &LayerId) -> Result<Option<ListDigest>, StoreError> {
+        self.shared.index.read(|connection| index::blobs::list(connection, layer))
+    }
+
+    /// Remembers the list of a layer's chunks as [`remember_layer`](Self::remember_layer) does its digests.
+    pub(crate) fn remember_list(&self, layer: &LayerId, list: &ListDigest) -> Result<(), StoreError> {
+        self.shared.index.write(|transaction| index::blobs::put_list(transaction, layer, list))
     }
 
     /// Returns the SHA-256 of contents that manifests identify by another hash, if it is known.

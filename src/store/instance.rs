@@ -71,7 +71,7 @@ impl Instance {
     }
 
     /// Returns whether this process made the layer or file with this name.
-    pub(super) fn made(&self, name: &str) -> bool {
+    pub(crate) fn made(&self, name: &str) -> bool {
         name.starts_with(&self.id)
     }
 

@@ -27,10 +27,14 @@ mod handle;
 mod ids;
 mod index;
 mod instance;
+#[cfg(feature = "sandbox")]
+mod layer_digest;
 mod layers;
 mod lease;
 mod open;
 mod paths;
+#[cfg(feature = "sandbox")]
+mod placing;
 mod recover;
 mod remover;
 mod reserved_space;
@@ -42,13 +46,15 @@ mod stacks;
 mod staged_dir;
 pub(crate) mod staging;
 mod steps;
+#[cfg_attr(not(feature = "sandbox"), expect(dead_code, reason = "only the sandbox looks records up"))]
+mod traces;
 mod trash;
 mod tree_ops;
 mod usage;
 mod vm_templates;
 
 pub(crate) use cache_dirs::{CacheDir, CacheDirName};
-pub(crate) use digests::PackedDigests;
+pub(crate) use digests::{ListDigest, PackedDigests};
 pub use error::StoreError;
 pub use gc::{Forget, Forgotten, GcLimits, GcReport, GcRequest};
 pub use handle::StoreHandle;
@@ -57,10 +63,16 @@ pub(crate) use index::{
     images::{ImageRow, TagRow},
     now_ms,
 };
+#[cfg(feature = "sandbox")]
+pub(crate) use layer_digest::{LayerEntry, layer_digest, no_layer_digest};
 pub use open::Store;
 pub(crate) use paths::Paths;
+#[cfg(feature = "sandbox")]
+pub(crate) use placing::{Placed, Placement, place};
 pub(crate) use staged_dir::{StagedDir, Touched};
-pub(crate) use steps::CachedStep;
+pub(crate) use steps::{CachedStep, DEFAULT_SCOPE};
+#[cfg(feature = "sandbox")]
+pub(crate) use traces::MAX_TRACE_BYTES;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
 // What runners and commands of this package do with a store.

@@ -13,6 +13,7 @@ use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use super::digests::Digests;
+use super::traces::Traces;
 use super::{
     Filesystem, KeepAs, Lease, Staging, StoreError, TreeOps,
     error::IoContext,
@@ -46,6 +47,7 @@ pub struct Store {
     steps: Steps,
     runs: Runs,
     digests: Digests,
+    traces: Traces,
     vm_templates: VmTemplates,
     exposure: Option<Exposure>,
 }
@@ -125,6 +127,7 @@ impl Store {
             steps: Steps::new(Arc::clone(&shared), Arc::clone(&layers)),
             runs: Runs::new(Arc::clone(&shared)),
             digests: Digests::new(Arc::clone(&shared)),
+            traces: Traces::new(Arc::clone(&shared)),
             vm_templates: VmTemplates::new(Arc::clone(&shared)),
             layers,
             exposure,
@@ -198,6 +201,10 @@ impl Store {
         &self.stacks
     }
 
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     pub(crate) fn digests(&self) -> &Digests {
         &self.digests
     }
@@ -241,6 +248,14 @@ impl Store {
     #[doc(hidden)]
     pub fn keep(&self, snapshot: &SnapshotRef, name: KeepAs<'_>) -> Result<(), StoreError> {
         self.snapshots.keep(snapshot, |transaction, id| steps::name(transaction, id, name))
+    }
+
+    /// Returns how many bytes can be written and still leave what removing files needs.
+    ///
+    /// # Errors
+    /// Returns an error if the system does not report it.
+    pub(crate) fn room(&self) -> Result<u64, StoreError> {
+        Ok(reserved_space::room(&Filesystem::of(self.dir())?))
     }
 
     /// Returns a random key that only this store has, for hashes that must not reveal their input. It is

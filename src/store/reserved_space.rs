@@ -39,6 +39,11 @@ pub(super) fn fill(dir: &Path, filesystem: &Filesystem) {
     }
 }
 
+/// Returns how many bytes can be written without touching what removing files needs.
+pub(super) fn room(filesystem: &Filesystem) -> u64 {
+    filesystem.free_bytes.saturating_sub(MAX_BYTES)
+}
+
 /// Removes the reserve. Returns false if there is none.
 pub(super) fn release(dir: &Path) -> bool {
     fs::remove_file(dir.join(NAME)).is_ok()

@@ -13,6 +13,9 @@ pub struct SnapshotConfig {
     pub env: Arc<Env>,
     /// The working directory.
     pub workdir: Arc<str>,
+    /// The step's command. `None` if it contains the value of a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Arc<str>>,
     /// The step's `runner_args`.
     #[serde(default)]
     pub runner_args: Option<serde_json::Value>,
@@ -31,6 +34,7 @@ impl SnapshotConfig {
         Self {
             env: Arc::default(),
             workdir: workdir.into(),
+            cmd: None,
             runner_args: None,
             host_dirs: Vec::new(),
             had_secrets: false,

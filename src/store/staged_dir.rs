@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     error::IoContext,
     staging::{attributes, imitate, is_empty, is_marked},
 };
+use crate::sync::Mutex;
 
 /// A directory that serves as the upper directory of an overlay, at a path of its own. When dropped, it is
 /// unmounted and removed.
@@ -22,7 +24,13 @@ pub(crate) struct StagedDir {
     store: Arc<Store>,
     home: PathBuf,
     made: Option<Looks>,
+    /// The time of its last change when it was last found untouched, if a later change cannot have the same.
+    rested: Mutex<Option<(i64, i64)>>,
 }
+
+/// How long ago a change must be so that the next one has another time. The kernel takes times of files from
+/// its last tick, and ticks are 10 ms apart at most.
+const REST: Duration = Duration::from_millis(20);
 
 /// The attributes of an empty directory that are visible to a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +56,8 @@ impl StagedDir {
     /// # Errors
     /// Returns an error if a directory cannot be created.
     pub(crate) fn new(store: &Arc<Store>, models: &[PathBuf]) -> Result<Self, StoreError> {
-        let staged = Self { store: Arc::clone(store), home: store.instance().new_tmp(), made: None };
+        let staged =
+            Self { store: Arc::clone(store), home: store.instance().new_tmp(), made: None, rested: Mutex::default() };
         let upper = staged.upper();
         for dir in [&staged.home, &upper, &staged.work(), &staged.mountpoint()] {
             DirBuilder::new().mode(0o700).create(dir).doing("make the directory", dir)?;
@@ -79,7 +88,7 @@ impl StagedDir {
     /// Returns an error if the directory cannot be examined.
     pub(crate) fn ready(&mut self) -> Result<(), StoreError> {
         let upper = self.upper();
-        self.made = Some(Looks::of(&upper).doing("read", &upper)?);
+        self.made = Some(Looks::of(&fs::symlink_metadata(&upper).doing("read", &upper)?));
         Ok(())
     }
 
@@ -89,13 +98,23 @@ impl StagedDir {
     /// Returns an error if the directory cannot be examined.
     pub(crate) fn touched(&self) -> Result<Touched, StoreError> {
         let upper = self.upper();
-        let (Some(made), found) = (self.made, Looks::of(&upper).doing("read", &upper)?) else {
+        let metadata = fs::symlink_metadata(&upper).doing("read", &upper)?;
+        let (Some(made), found) = (self.made, Looks::of(&metadata)) else {
             return Ok(Touched::Yes);
         };
+        // The kernel sets this time whenever anything about the directory changes, and no call sets another.
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        if found == made && *self.rested.lock() == Some(changed) {
+            return Ok(Touched::No);
+        }
         if found.attributes != made.attributes || is_marked(&upper) || !is_empty(&upper)? {
             return Ok(Touched::Yes);
         }
-        Ok(if found.mtime == made.mtime { Touched::No } else { Touched::InPassing })
+        if found.mtime != made.mtime {
+            return Ok(Touched::InPassing);
+        }
+        *self.rested.lock() = is_at_rest(changed, SystemTime::now()).then_some(changed);
+        Ok(Touched::No)
     }
 
     /// Unmounts the overlay everywhere: when a directory is removed that is a mount point only in other mount
@@ -136,10 +155,17 @@ impl Staging {
 }
 
 impl Looks {
-    fn of(dir: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(dir)?;
-        Ok(Self { attributes: attributes(&metadata), mtime: (metadata.mtime(), metadata.mtime_nsec()) })
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { attributes: attributes(metadata), mtime: (metadata.mtime(), metadata.mtime_nsec()) }
     }
+}
+
+/// Returns whether a change at `now`, or later, has another time than one at `changed`, in seconds and
+/// nanoseconds.
+fn is_at_rest((seconds, nanoseconds): (i64, i64), now: SystemTime) -> bool {
+    let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };
+    let changed = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
+    changed.is_some_and(|changed| now.duration_since(changed).is_ok_and(|age| age >= REST))
 }
 
 /// Unmounts the staged directory at `home`. Succeeds if it was never mounted or is no longer mounted.
@@ -166,9 +192,21 @@ mod tests {
         let models = [top.path().join("none"), model.clone()];
         let check = |act: fn(&Path), touched: Touched| {
             let mut dir = StagedDir::new(&store, &models).unwrap();
-            assert_eq!(Looks::of(&dir.upper()).unwrap(), Looks::of(&model).unwrap());
+            let looks = |dir: &Path| Looks::of(&fs::symlink_metadata(dir).unwrap());
+            assert_eq!(looks(&dir.upper()), looks(&model));
             assert_eq!(dir.touched().unwrap(), Touched::Yes, "nobody said what it looks like");
             dir.ready().unwrap();
+            act(&dir.upper());
+            assert_eq!(dir.touched().unwrap(), touched);
+
+            // The same if it was found untouched before, and a look at its time is enough.
+            let mut dir = StagedDir::new(&store, &models).unwrap();
+            dir.ready().unwrap();
+            while dir.rested.lock().is_none() {
+                assert_eq!(dir.touched().unwrap(), Touched::No);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(dir.touched().unwrap(), Touched::No);
             act(&dir.upper());
             assert_eq!(dir.touched().unwrap(), touched);
         };
@@ -179,6 +217,16 @@ mod tests {
             Touched::InPassing,
         );
         check(|upper| fs::set_permissions(upper, fs::Permissions::from_mode(0o700)).unwrap(), Touched::Yes);
+        // The step hides its changes behind the time that was there before.
+        check(
+            |upper| {
+                let before = fs::symlink_metadata(upper).unwrap();
+                fs::write(upper.join("f"), "text").unwrap();
+                let times = super::super::tree::mtime(before.mtime(), before.mtime_nsec());
+                rustix::fs::utimensat(rustix::fs::CWD, upper, &times, rustix::fs::AtFlags::empty()).unwrap();
+            },
+            Touched::Yes,
+        );
         let note = |dir: &Path| rustix::fs::setxattr(dir, "user.note", b"x", rustix::fs::XattrFlags::empty());
         if note(&model) == Err(rustix::io::Errno::OPNOTSUPP) {
             assert!(std::env::var_os("HM_REQUIRE_BACKENDS").is_none(), "no user's attributes here");
@@ -188,6 +236,14 @@ mod tests {
         check(|upper| rustix::fs::setxattr(upper, "user.note", b"x", rustix::fs::XattrFlags::empty()).unwrap(), {
             Touched::Yes
         });
+    }
+
+    #[test]
+    fn a_change_is_at_rest_when_the_next_one_must_have_another_time() {
+        let at = |millis| UNIX_EPOCH + Duration::from_secs(5) + Duration::from_millis(millis);
+        assert!(is_at_rest((5, 0), at(20)) && !is_at_rest((5, 0), at(19)));
+        assert!(!is_at_rest((5, 0), UNIX_EPOCH), "the clock was set back");
+        assert!(!is_at_rest((-1, 0), at(0)));
     }
 
     #[test]

@@ -139,9 +139,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.store.trash().discard(std::mem::take(&mut self.work));
-        // Already gone if it was committed.
-        self.store.trash().discard(std::mem::take(&mut self.dir));
+        self.store.trash().discard_staging(std::mem::take(&mut self.dir), std::mem::take(&mut self.work));
     }
 }
 

@@ -12,7 +12,7 @@ use rusqlite::{Connection, Transaction};
 use uuid::Uuid;
 
 use super::{
-    Base, LayerId, StoreError,
+    Base, IdMap, LayerId, StoreError,
     error::IoContext,
     index::{
         self,
@@ -24,6 +24,9 @@ use super::{
 };
 use crate::{log_file::compressed_path, model::SnapshotRef};
 
+/// The scope of results in the remote cache, unless the user sets another one.
+pub(crate) const DEFAULT_SCOPE: &str = "trusted";
+
 /// The name under which a snapshot is kept.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
@@ -31,6 +34,19 @@ pub enum KeepAs<'a> {
     /// As the result of a cached step.
     Cached {
         /// The step's cache key.
+        key: &'a [u8; 32],
+        /// The run that made it.
+        run: Uuid,
+        /// The pipeline of the run.
+        pipeline: &'a str,
+        /// The step's key in the pipeline.
+        step: &'a str,
+        /// When it was made, in milliseconds since the Unix epoch.
+        created_at: i64,
+    },
+    /// As the result of a step that is found by what it read. Such a result never leaves this store.
+    Traced {
+        /// The key of the result.
         key: &'a [u8; 32],
         /// The run that made it.
         run: Uuid,
@@ -88,6 +104,8 @@ pub(crate) struct CachedStep {
     /// When it was made, and last used, in milliseconds since the Unix epoch.
     pub(crate) created_at: i64,
     pub(crate) used_at: i64,
+    /// Whether it is found by what the step read.
+    pub(crate) traced: bool,
 }
 
 /// A cached step that garbage collection removed.
@@ -197,6 +215,49 @@ impl Steps {
         self.shared.index.read(index::cache::all)
     }
 
+    /// Makes this the store of a scope of the remote cache: what one scope brings must not be found in
+    /// another. Returns the other scope if it is the store of that one. A store without a scope whose
+    /// results were made here is that of the default scope.
+    ///
+    /// # Errors
+    /// Returns an error if the index can be neither read nor written.
+    pub(crate) fn claim_scope(&self, scope: &str) -> Result<Option<String>, StoreError> {
+        let claimed = self.shared.index.read(index::cache::scope)?;
+        if claimed.as_deref() == Some(scope) {
+            return Ok(None);
+        }
+        self.shared.index.write(|transaction| index::cache::claim(transaction, scope, DEFAULT_SCOPE))
+    }
+
+    /// Returns the scope of the remote cache whose store this is, if it is known.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub(crate) fn scope(&self) -> Result<Option<String>, StoreError> {
+        self.shared.index.read(index::cache::scope)
+    }
+
+    /// Returns the layers of the last results of a pipeline's step, topmost first, of at most `most` results.
+    ///
+    /// # Errors
+    /// Returns an error if the index cannot be read.
+    pub(crate) fn last_layers(
+        &self,
+        pipeline: &str,
+        step: &str,
+        id_map: IdMap,
+        most: u32,
+    ) -> Result<Vec<Vec<LayerId>>, StoreError> {
+        self.shared.index.read_at_once(|connection| {
+            let mut found = Vec::new();
+            for id in index::cache::last_of(connection, pipeline, step, most)? {
+                let snapshot = index::snapshots::get(connection, &id)?;
+                found.extend(snapshot.filter(|it| it.id_map == id_map).map(|it| it.layers));
+            }
+            Ok(found)
+        })
+    }
+
     /// Returns the snapshot of a run's step, and whether the step passed.
     ///
     /// # Errors
@@ -281,10 +342,12 @@ fn found(row: CacheRow) -> Cached {
 
 /// Gives the snapshot `id` a name.
 pub(super) fn name(transaction: &Transaction<'_>, id: &str, name: KeepAs<'_>) -> rusqlite::Result<()> {
+    let traced = matches!(name, KeepAs::Traced { .. });
     match name {
-        KeepAs::Cached { key, run, pipeline, step, created_at } => {
+        KeepAs::Cached { key, run, pipeline, step, created_at }
+        | KeepAs::Traced { key, run, pipeline, step, created_at } => {
             let (snapshot, pipeline, step) = (id.to_owned(), pipeline.to_owned(), step.to_owned());
-            index::cache::put(transaction, key, &CacheRow { snapshot, run, pipeline, step, created_at })
+            index::cache::put(transaction, key, &CacheRow { snapshot, run, pipeline, step, created_at }, traced)
         }
         KeepAs::ForInspection { run, step, passed } => index::inspection::put(transaction, run, step, id, passed),
     }

@@ -39,6 +39,12 @@ impl Trash {
         self.remover.remove(path);
     }
 
+    /// Removes soon what is left of a layer in the making: its own directory, if it was not committed,
+    /// and the work directory of its overlay.
+    pub(super) fn discard_staging(&self, dir: PathBuf, work: PathBuf) {
+        self.remover.remove_staging(dir, work);
+    }
+
     /// Unmounts a directory that is mounted for steps and removes it soon.
     pub(super) fn discard_mounted(&self, home: PathBuf) {
         self.remover.unmount(home);

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     IdMap,
-    tree::{self, BlobFile, UnpackError, UnpackLimits, Unpacked},
+    tree::{self, BlobFile, Retimed, Retiming, UnpackError, UnpackLimits, Unpacked},
 };
 use crate::sync::Mutex;
 
@@ -42,6 +42,12 @@ pub trait TreeOps: Send + Sync + std::fmt::Debug {
     /// Returns the first failure.
     fn layer_tar(&self, root: &Path, out: File, id_map: IdMap) -> io::Result<()>;
 
+    /// Copies a layer with other times as [`tree::retime`] does.
+    ///
+    /// # Errors
+    /// Returns the first failure.
+    fn retime(&self, layer: &Path, into: &Path, id_map: IdMap, request: &Retiming) -> io::Result<Retimed>;
+
     /// Unpacks a part of a file as [`tree::unpack`] does.
     ///
     /// # Errors
@@ -68,6 +74,10 @@ impl TreeOps for Direct {
 
     fn layer_tar(&self, root: &Path, out: File, id_map: IdMap) -> io::Result<()> {
         tree::layer_tar(root, BufWriter::with_capacity(1 << 17, out), id_map)
+    }
+
+    fn retime(&self, layer: &Path, into: &Path, id_map: IdMap, request: &Retiming) -> io::Result<Retimed> {
+        tree::retime(layer, into, id_map, request)
     }
 
     fn unpack(

@@ -54,6 +54,8 @@ pub enum UsageKind {
     Packages,
     /// Journals and logs of runs, and logs of cached steps.
     Journals,
+    /// Records of what steps read. They are in the index.
+    Traces,
     /// The index and other small files.
     Index,
     /// Layers without a name, until the last run that may use them ends.
@@ -129,6 +131,8 @@ impl Store {
             let path = self.dir().join(name);
             count.add(kind, tree::measure(&path).doing("measure", &path)?);
         }
+        let traces = self.index().read(index::traces::bytes)?;
+        count.split(UsageKind::Index, UsageKind::Traces, traces);
         Ok(Usage {
             bytes: count.kinds.values().sum(),
             kinds: count.kinds,
@@ -171,6 +175,14 @@ impl Count {
     fn add(&mut self, kind: UsageKind, extent: Extent) {
         let shared = extent.shared.into_iter().filter(|(file, _)| self.seen.insert(*file)).map(|(_, bytes)| bytes);
         *self.kinds.entry(kind).or_default() += extent.own + shared.sum::<u64>();
+    }
+
+    /// Counts some bytes of `whole`, but no more than it has, as `part`.
+    fn split(&mut self, whole: UsageKind, part: UsageKind, bytes: u64) {
+        let Some(left) = self.kinds.get_mut(&whole) else { return };
+        let bytes = bytes.min(*left);
+        *left -= bytes;
+        *self.kinds.entry(part).or_default() += bytes;
     }
 }
 

@@ -24,6 +24,9 @@ pub(crate) enum TransferError {
     /// The received data cannot be unpacked, or is not what was expected.
     #[error(transparent)]
     Unpack(#[from] ImageError),
+    /// The chunks of a layer are not what was expected.
+    #[error("the layer's chunks are invalid: {0}")]
+    Chunks(String),
     /// A thread panicked or was cancelled.
     #[error("failed to {doing}")]
     Thread { doing: &'static str, source: JoinError },

@@ -5,10 +5,12 @@
 //! round. This module knows nothing about steps or caches. The cloud runner and the remote cache are both
 //! based on it.
 
+mod chunks;
 mod error;
 mod fetch;
 mod upload;
 
+pub(crate) use chunks::ChunkTransfers;
 pub(crate) use error::TransferError;
 pub(crate) use fetch::{Parcel, fetch_layer};
 pub(crate) use upload::{Packable, RemoteLayer, TransferContext, Uploads};

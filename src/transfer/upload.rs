@@ -108,6 +108,25 @@ impl Uploads {
         Ok(name)
     }
 
+    /// Returns whether the engine has a layer that was packed before, as a whole.
+    pub(super) async fn has_whole(&self, context: TransferContext<'_>, layer: &LayerId) -> Result<bool, TransferError> {
+        const DOING: &str = "look for layers";
+        let function = context.cas.digest_function().await.map_err(TransferError::remote(DOING))?;
+        let slot = self.slot(layer.to_string());
+        let mut slot = slot.lock().await;
+        let known = match *slot {
+            Some(KnownLayer { seen: Some(seen), .. }) if seen.elapsed() < SEEN => return Ok(true),
+            Some(known) => Some(known.name),
+            None => known(context.store, layer.clone(), function).await?,
+        };
+        let Some(name) = known else { return Ok(false) };
+        let missing = context.cas.find_missing([name.blob]).await.map_err(TransferError::remote(DOING))?;
+        if missing.is_empty() {
+            *slot = Some(KnownLayer::seen(name));
+        }
+        Ok(missing.is_empty())
+    }
+
     /// Asks the engine again for each layer that is needed, because it lost something.
     pub(crate) async fn distrust(&self) {
         let slots: Vec<Slot> = self.0.lock().values().map(Arc::clone).collect();

@@ -14,7 +14,7 @@ use super::zygote::Zygote;
 use crate::{
     jail::{Report, TreeOp},
     store::{BlobFile, IdMap, TreeOps},
-    tree::{UnpackError, UnpackLimits, Unpacked},
+    tree::{Retimed, Retiming, UnpackError, UnpackLimits, Unpacked},
 };
 
 /// Tree operations that the zygote performs.
@@ -45,6 +45,14 @@ impl TreeOps for ZygoteTreeOps {
 
     fn layer_tar(&self, root: &Path, out: File, _: IdMap) -> io::Result<()> {
         self.zygote.tree_op(&TreeOp::LayerTar { root: c_path(root)? }, Some(out.as_fd())).map(drop)
+    }
+
+    fn retime(&self, layer: &Path, into: &Path, _: IdMap, request: &Retiming) -> io::Result<Retimed> {
+        let op = TreeOp::Retime { layer: c_path(layer)?, into: c_path(into)?, request: request.clone() };
+        match self.zygote.tree_op(&op, None)? {
+            Report::Retimed(retimed) => Ok(retimed),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     fn unpack(&self, blob: BlobFile, into: &Path, _: IdMap, limits: UnpackLimits) -> Result<Unpacked, UnpackError> {

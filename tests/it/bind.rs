@@ -130,7 +130,7 @@ fn time_limits_and_names_are_carried_over() {
             .unwrap();
     json["timeout_seconds"] = json!(60);
     let bound = bound(&Plan::parse(json.to_string()).unwrap(), &BindOptions::default());
-    assert_eq!((bound.timeout.unwrap().as_secs(), bound.steps[0].timeout.unwrap().as_secs()), (60, 9));
+    assert_eq!((bound.timeout.unwrap().as_secs(), bound.steps[0].timeout().unwrap().as_secs()), (60, 9));
     assert_eq!(&*bound.steps[0].display_name, "All");
 }
 
@@ -189,11 +189,18 @@ fn runner_args_are_checked_by_the_runner() {
     );
     check(
         args("docker", json!({ "cpu": 2 })),
-        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`",
+        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`, \
+         or `soft_fail`, `retries`, `outputs`, `inputs`, `cache`; did you mean `cpus`?",
     );
     check(
         args("docker", json!({ "\x1b[2J": 2 })),
-        "step `a`: runner `docker` rejects runner_args.\\u{1b}[2J: unknown field `\\u{1b}[2J`, expected `cpus`",
+        "step `a`: runner `docker` rejects runner_args.\\u{1b}[2J: unknown field `\\u{1b}[2J`, expected `cpus`, \
+         or `soft_fail`, `retries`, `outputs`, `inputs`, `cache`",
+    );
+    check(
+        args("docker", json!({ "retry": 2 })),
+        "step `a`: runner `docker` rejects runner_args.retry: unknown field `retry`, expected `cpus`, \
+         or `soft_fail`, `retries`, `outputs`, `inputs`, `cache`; did you mean `retries`?",
     );
     check(
         args("sandbox", json!({ "cpus": 2 })),
@@ -232,6 +239,8 @@ fn wrong_arguments_of_the_engine_are_all_reported_beside_those_of_the_runner() {
         (json!({ "retries": 1.5 }), &["retries must be a whole number from 0 to 10, not `1.5`"]),
         (json!({ "retries": 300 }), &["retries must be a whole number from 0 to 10, not `300`"]),
         (json!({ "retries": [1] }), &["retries must be a whole number from 0 to 10, not `a list`"]),
+        (json!({ "cache": "on" }), &["cache must be `auto`, `declared` or `off`, not `\"on\"`"]),
+        (json!({ "cache": false }), &["cache must be `auto`, `declared` or `off`, not `false`"]),
         (json!({ "soft_fail": 1 }), &["soft_fail must be `true`, `false` or a list of exit codes, not `1`"]),
         (json!({ "soft_fail": {} }), &["soft_fail must be `true`, `false` or a list of exit codes, not `an object`"]),
         (json!({ "soft_fail": [1, 0] }), &["soft_fail[1] must be an exit code from 1 to 255, not `0`"]),
@@ -257,7 +266,8 @@ fn wrong_arguments_of_the_engine_are_all_reported_beside_those_of_the_runner() {
     let plan = plan(&[step("a", json!({ "runner": "docker", "runner_args": args }))], json!([]));
     let expected = [
         "step `a`: runner_args.retries must be a whole number from 0 to 10, not `99`",
-        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`",
+        "step `a`: runner `docker` rejects runner_args.cpu: unknown field `cpu`, expected `cpus`, \
+         or `soft_fail`, `retries`, `outputs`, `inputs`, `cache`; did you mean `cpus`?",
     ];
     assert_refused(&plan, runners(), &BindOptions::default(), &expected);
 }
@@ -315,7 +325,8 @@ fn limits_are_checked_with_the_place_of_the_mistake() {
         ),
         (
             json!({ "disk": 1 }),
-            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`, `services`",
+            "disk: unknown field `disk`, expected one of `memory`, `cpus`, `pids`, `network`, `host_ports`, `egress`, `caches`, `ignore`, `services`, \
+             or `soft_fail`, `retries`, `outputs`, `inputs`, `cache`",
         ),
     ] {
         let expected = format!("step `a`: runner `sandbox` rejects runner_args.{says}");

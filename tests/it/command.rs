@@ -25,7 +25,7 @@ async fn a_command_has_a_clean_environment_its_directories_and_its_arguments() {
     let shell = || StepCommand::shell(names).current_dir(dir.path()).env("CC", "gcc");
     assert_eq!(run(shell, &ctx).await.unwrap(), 0);
     let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
-    assert_eq!(read("names"), "CC\nHM_STEP_MARK\nPATH\n");
+    assert_eq!(read("names"), "CC\nCI\nHM_STEP_MARK\nPATH\n");
 
     let scratch = dir.path().join("scratch");
     let private = || {

@@ -1,6 +1,6 @@
 //! The inputs and results of runners, compared with the ecosystem's own types.
 
-use hm_exec::{ExecutorInput, StepResult};
+use hm_exec::{ExecutorInput, SnapshotRef, StepResult};
 use hm_plugin_protocol as theirs;
 use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
@@ -62,6 +62,25 @@ fn missing_parents_and_unknown_fields_are_handled_as_by_the_published_crate() {
     let error = serde_json::from_value::<ExecutorInput>(value.clone()).unwrap_err();
     assert!(error.to_string().starts_with("unknown field `surprise`"), "{error}");
     assert!(serde_json::from_value::<theirs::ExecutorInput>(value).is_err());
+}
+
+#[test]
+fn what_a_step_gets_of_other_steps_is_written_only_if_it_gets_something() {
+    let mut value = input(&json!({ "kind": "miss_no_commit" }), &Value::Null);
+    let none: ExecutorInput = serde_json::from_value(value.clone()).unwrap();
+    assert!(none.inputs().is_empty() && none.service_snapshot("seed").is_none());
+    assert_eq!(serde_json::to_value(none).unwrap(), value);
+    value["other_steps"] = json!({
+        "service_snapshots": { "seed": "hm1:1" },
+        "inputs": [{ "step": "shard", "snapshot": "hm1:2", "path": "/cov", "target": "/in" }],
+    });
+    round_trip::<ExecutorInput, ExecutorInput>(&value);
+    let some: ExecutorInput = serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(some.service_snapshot("seed"), Some(&SnapshotRef::from("hm1:1")));
+    assert_eq!(some.inputs().iter().map(|files| &*files.target).collect::<Vec<_>>(), ["/in"]);
+    value["other_steps"]["surprise"] = json!(1);
+    let error = serde_json::from_value::<ExecutorInput>(value).unwrap_err();
+    assert!(error.to_string().starts_with("unknown field `surprise`"), "{error}");
 }
 
 #[test]

@@ -179,7 +179,7 @@ async fn a_command_runs_in_a_copy_of_the_source_with_its_own_environment() {
         let events = read(writer, events).await;
         let names = lines(&events, StdStream::Stdout)[0].strip_prefix("original").unwrap();
         let names: Vec<_> = names.split_whitespace().filter(|name| !["LANG", "_", "SHLVL"].contains(name)).collect();
-        assert_eq!(names, ["HM_STEP_MARK", "HOME", "MINE", "PATH", "PWD", "TMPDIR"]);
+        assert_eq!(names, ["CI", "HM_STEP_MARK", "HOME", "MINE", "PATH", "PWD", "TMPDIR"]);
         assert_eq!(lines(&events, StdStream::Stderr), ["err"]);
         assert_eq!(fs::read(bench.source().join("file")).unwrap(), b"original");
     }

@@ -67,7 +67,7 @@ fn inputs_need_runners_that_can_show_and_keep_files() {
     let inputs = json!({ "between:/x": "/in" });
     let expected =
         ["step `join`: runner `docker` rejects runner_args.inputs: this runner cannot show files of other steps to a \
-         step: use `sandbox`"];
+         step: use `sandbox` or `docker`"];
     assert_refused(&with_inputs("docker", inputs), runners(), &BindOptions::default(), &expected);
     let join = json!({ "runner_args": { "inputs": { "made:/x": "/in" } } });
     let plan = plan(&[step("made", json!({ "runner": "process" })), step("join", join)], json!([[0, 1, "depends_on"]]));

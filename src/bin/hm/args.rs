@@ -1,6 +1,7 @@
 //! Arguments that several commands share, and the values that they parse.
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -163,6 +164,11 @@ impl BindArgs {
         }
         Ok(env)
     }
+}
+
+/// Parses a number of at least 1.
+pub(crate) fn parse_count(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "expected a whole number from 1 on")
 }
 
 /// `A=B`: image B instead of A.

@@ -85,16 +85,26 @@ impl Failure {
         if self.is_full_store() {
             return Self::full_store().report();
         }
+        self.print(&Style::of(&std::io::stderr()).bad("error:"));
+        ExitCode::from(self.code)
+    }
+
+    /// Prints the failure on stderr as a warning, because it changes no result.
+    pub(crate) fn warn(&self) {
+        self.print("warning:");
+    }
+
+    fn print(&self, kind: &str) {
         let style = Style::of(&std::io::stderr());
-        let mut message = format!("{} ", style.bad("error:"));
-        text::push_clean(&mut message, &self.error.to_string(), false);
+        let mut message = format!("{kind} ");
+        text::push_clean_lines(&mut message, &self.error.to_string());
         for cause in self.error.chain().skip(1) {
             message.push_str(": ");
-            text::push_clean(&mut message, &cause.to_string(), false);
+            text::push_clean_lines(&mut message, &cause.to_string());
         }
         for detail in &self.details {
             message.push_str("\n  - ");
-            text::push_clean(&mut message, detail, false);
+            text::push_clean_lines(&mut message, detail);
         }
         for line in self.hint.iter().flat_map(|hint| hint.lines()) {
             message.push_str(&format!("\n{} ", style.good("hint:")));
@@ -103,7 +113,6 @@ impl Failure {
         message.push('\n');
         // Best effort: if stderr is closed, there is nowhere to report it.
         let _ = std::io::stderr().write_all(message.as_bytes());
-        ExitCode::from(self.code)
     }
 }
 
@@ -127,7 +136,8 @@ impl From<BackendError> for Failure {
                 let failure = Self::infrastructure(format_args!("runner `{runner}` is not available: {reason}"));
                 let else_process = "or run without isolation, in a private copy of the source: `--runner process`";
                 let more = "run `hm doctor` for all checks";
-                if runner == "process" || hint.contains("--runner process") {
+                // With the store, no runner works.
+                if runner == "process" || hint.contains("--runner process") || hint.starts_with("set HM_CACHE_DIR") {
                     failure.hint(format_args!("{hint}\n{more}"))
                 } else {
                     failure.hint(format_args!("{hint}\n{else_process}\n{more}"))

@@ -17,6 +17,9 @@ use crate::{
 /// How many of a directory's runs are searched for a step. The last run of each pipeline is among them.
 const RUNS: u32 = 100;
 
+/// How many of the runs before the last one of each pipeline are searched for a step that these do not have.
+const EARLIER: usize = 20;
+
 pub(crate) fn unreadable(error: StoreError) -> Failure {
     Failure::infrastructure("failed to read the store").because(error)
 }
@@ -47,7 +50,9 @@ pub(crate) fn find_record<'a>(store: &Store, text: &'a str, dir: Option<&Path>) 
     let mut newest = None;
     let mut with_label = None;
     let mut unread = None;
-    for run in last_of_each_pipeline(store, dir)? {
+    let (last, earlier) = last_of_each_pipeline(store, dir)?;
+    let is_it = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+    for run in last {
         // One damaged journal does not hide the other runs.
         let record = match record_of(store, &run) {
             Ok(record) => record,
@@ -58,7 +63,6 @@ pub(crate) fn find_record<'a>(store: &Store, text: &'a str, dir: Option<&Path>) 
                 continue;
             }
         };
-        let is_it = |name: &str| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
         if record.steps.iter().any(|step| is_it(&step.key)) {
             return Ok((run, record, text));
         }
@@ -66,6 +70,15 @@ pub(crate) fn find_record<'a>(store: &Store, text: &'a str, dir: Option<&Path>) 
             with_label = Some((run, record, text));
         } else {
             newest.get_or_insert((run, record, text));
+        }
+    }
+    // The last run of a pipeline may have been one of a part.
+    if with_label.is_none() && !text.is_empty() && !is_id(text) {
+        for run in earlier.into_iter().take(EARLIER) {
+            let Ok(record) = record_of(store, &run) else { continue };
+            if record.steps.iter().any(|step| is_it(&step.key) || is_it(&step.display_name)) {
+                return Ok((run, record, text));
+            }
         }
     }
     // If nothing has the name, the newest run is the result, and that may be one that cannot be read.
@@ -79,11 +92,11 @@ pub(crate) fn find_record<'a>(store: &Store, text: &'a str, dir: Option<&Path>) 
     })
 }
 
-/// Returns the last run of each pipeline of a directory, newest first.
-fn last_of_each_pipeline(store: &Store, dir: Option<&Path>) -> Outcome<Vec<Run>> {
+/// Returns the last run of each pipeline of a directory, and the other runs, both newest first.
+fn last_of_each_pipeline(store: &Store, dir: Option<&Path>) -> Outcome<(Vec<Run>, Vec<Run>)> {
     let mut pipelines = BTreeSet::new();
     let runs = runs_of(store, dir, None, RUNS)?.into_iter();
-    Ok(runs.filter(|run| pipelines.insert(run.pipeline.clone())).collect())
+    Ok(runs.partition(|run| pipelines.insert(run.pipeline.clone())))
 }
 
 /// Returns whether `text` can be the beginning of a run's id.
@@ -140,8 +153,12 @@ pub(crate) fn record_of(store: &Store, run: &Run) -> Outcome<RunRecord> {
 
 pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<StepRecord> {
     let by_key = steps.iter().find(|step| &*step.key == key);
-    if let Some(step) = by_key.or_else(|| steps.iter().find(|step| &*step.display_name == key)) {
-        return Ok(step.clone());
+    let with_label: Vec<&StepRecord> = steps.iter().filter(|step| &*step.display_name == key).collect();
+    match (by_key, &with_label[..]) {
+        (Some(step), _) => return Ok(step.clone()),
+        (None, [step]) => return Ok((*step).clone()),
+        (None, []) => {}
+        (None, several) => return Err(ambiguous(key, several.iter().map(|step| &*step.key))),
     }
     let keys: Vec<String> = steps.iter().map(|step| step.key.to_string()).collect();
     let failure = Failure::input(format_args!(
@@ -158,6 +175,13 @@ pub(crate) fn find_step(run: &Run, steps: &[StepRecord], key: &str) -> Outcome<S
         Some(near) => failure.hint(format_args!("did you mean `{near}`? (steps: {known})")),
         None => failure.hint(format_args!("steps: {known}")),
     })
+}
+
+/// Returns the failure for a label of several steps.
+pub(crate) fn ambiguous<'a>(label: &str, keys: impl Iterator<Item = &'a str>) -> Failure {
+    Failure::input(format_args!("several steps have the label `{label}`"))
+        .details(keys)
+        .hint("name one of them by its key")
 }
 
 /// Describes how a step ended, for the user.

@@ -1,7 +1,7 @@
 //! The library's diagnostics for developers and for the administrator of a machine: tracing events, on
 //! stderr.
 //!
-//! Warnings are always shown; `HM_LOG` enables more (such as `HM_LOG=debug` or
+//! Warnings of `hm` are always shown; `HM_LOG` enables more (such as `HM_LOG=debug` or
 //! `HM_LOG=hm_exec::runner=trace`), and so does `-v`. While a build is shown they go through its reporter, so
 //! that they do not disturb a live display.
 
@@ -27,12 +27,16 @@ use crate::{
     reporter::{text, to_stderr},
 };
 
+/// What is logged by default. What other crates warn about becomes an error of ours, with its cause, or does
+/// not matter.
+const OWN_WARNINGS: &str = "off,hm=warn,hm_exec=warn,hm_exec_step=warn";
+
 /// The destination of lines while a build is shown.
 static SCREEN: Mutex<Option<mpsc::UnboundedSender<String>>> = Mutex::new(None);
 
 /// Starts logging, and tracing to a file. The trace is complete when the guard has been dropped.
 pub(crate) fn init(is_verbose: bool, trace: Option<&Path>) -> Outcome<Option<FlushGuard>> {
-    let level = if is_verbose { "debug" } else { "warn" };
+    let level = if is_verbose { "debug" } else { OWN_WARNINGS };
     let filter = EnvFilter::try_from_env("HM_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let Some(path) = trace else {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(ToScreen).init();

@@ -2,12 +2,14 @@
 
 mod args;
 mod backend;
+mod browser;
 mod commands;
 mod config;
 mod exit_code;
 mod failure;
 mod find_step;
 mod logging;
+mod otlp;
 mod part;
 mod pipelines;
 mod previous_runs;
@@ -30,7 +32,7 @@ use crate::reporter::style::ColorChoice;
 
 /// Run CI pipelines: graphs of isolated shell steps, each starting from its parent's files
 #[derive(Debug, Parser)]
-#[command(name = "hm", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "hm", version, max_term_width = 100, arg_required_else_help = true, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: GlobalArgs,
@@ -42,7 +44,8 @@ struct Cli {
 /// The options of all commands.
 #[derive(Debug, clap::Args)]
 struct GlobalArgs {
-    /// Print hm's own debug log on stderr; HM_LOG chooses what it contains
+    /// Print hm's own debug log on stderr; HM_LOG chooses what it contains. With `hm plan`, print the
+    /// commands of steps instead
     #[arg(short, long, global = true, hide_short_help = true)]
     verbose: bool,
 
@@ -84,12 +87,14 @@ enum Command {
     Cluster(commands::cluster::Command),
     Cloud(Box<commands::cloud::Args>),
     Config(commands::config::Args),
+    Schema(commands::schema::Args),
     Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
     #[command(hide = true)]
     Man(commands::man::Args),
     /// Print the version
     Version,
+    Help(commands::help::Args),
 }
 
 /// Returns the whole command line interface.
@@ -110,7 +115,8 @@ fn main() -> ExitCode {
     let Cli { global, command } = parse_args();
     reporter::style::choose_colors(if global.no_color { ColorChoice::Never } else { global.color });
     // Dropped last, when everything has been traced.
-    let _trace = match logging::init(global.verbose, global.debug_trace.as_deref()) {
+    let is_verbose = global.verbose && !matches!(command, Command::Plan(_));
+    let _trace = match logging::init(is_verbose, global.debug_trace.as_deref()) {
         Ok(trace) => trace,
         Err(failure) => return failure.report(),
     };
@@ -136,9 +142,11 @@ fn main() -> ExitCode {
         Command::Cloud(args) => commands::cloud::run(&args),
         Command::Cluster(command) => commands::cluster::run(&command),
         Command::Config(args) => commands::config::run(&args),
+        Command::Schema(args) => commands::schema::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args),
+        Command::Help(args) => commands::help::run(&args),
         Command::Version => commands::print(concat!("hm ", env!("CARGO_PKG_VERSION"), "\n")),
     };
     done.unwrap_or_else(|failure| failure.report())

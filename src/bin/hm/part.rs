@@ -12,17 +12,19 @@ use hm_exec::{
     Plan,
     event::StepRecord,
     plan::{Dag, StepIndex},
-    store::{Run, Store},
 };
 use serde_json::Value;
 
 use crate::{
     args::SourceArgs,
     failure::{Failure, Outcome},
-    find_step::{steps_of, unreadable},
+    find_step::{ambiguous, steps_of, unreadable},
     pipelines::nearest,
     store,
 };
+
+/// How many runs are searched for the last result of a step.
+const RUNS: u32 = 20;
 
 /// Which steps of a pipeline to run.
 #[derive(Debug, clap::Args)]
@@ -35,7 +37,7 @@ pub(crate) struct PartArgs {
     #[arg(long, value_name = "STEP")]
     from: Vec<String>,
 
-    /// Run the steps that did not pass in the last run of the pipeline, and what they need
+    /// Run the steps that did not pass when they last were in a run of the pipeline, and what they need
     #[arg(long, conflicts_with_all = ["steps", "from"])]
     pub(crate) failed: bool,
 }
@@ -78,8 +80,15 @@ impl PartArgs {
 fn find(plan: &Plan, name: &str) -> Outcome<StepIndex> {
     let nodes = &plan.pipeline().nodes;
     let by_key = nodes.iter().position(|node| *node.step.key == *name);
-    let by_label = || nodes.iter().position(|node| node.step.label.as_deref() == Some(name));
-    if let Some(index) = by_key.or_else(by_label).and_then(|index| u32::try_from(index).ok()) {
+    let with_label = nodes.iter().zip(0..).filter(|(node, _)| node.step.label.as_deref() == Some(name));
+    let with_label: Vec<(&str, usize)> = with_label.map(|(node, index)| (&*node.step.key, index)).collect();
+    let index = match (by_key, &with_label[..]) {
+        (Some(index), _) => Some(index),
+        (None, [(_, index)]) => Some(*index),
+        (None, []) => None,
+        (None, several) => return Err(ambiguous(name, several.iter().map(|(key, _)| *key))),
+    };
+    if let Some(index) = index.and_then(|index| u32::try_from(index).ok()) {
         return Ok(StepIndex(index));
     }
     let failure = Failure::input(format_args!("no step named `{name}` in the pipeline"));
@@ -109,36 +118,41 @@ fn with_needs(dag: &Dag, selection: Selection) -> Selection {
     found
 }
 
-/// Returns the steps that did not pass in the last run of the pipeline.
+/// Returns the steps that did not pass when they last were in a run of the pipeline. A run of a part says
+/// nothing of the other steps.
 fn not_passed(plan: &Plan, dir: &Path, pipeline: &str) -> Outcome<Selection> {
     let store = store::open()?;
-    let (run, steps) = last_run(&store, dir, pipeline)?;
-    let id = &run.id.to_string()[..8];
-    let has_passed = |step: &StepRecord| step.status.is_some_and(hm_exec::StepStatus::is_success);
-    let rest: BTreeSet<&str> = steps.iter().filter(|step| !has_passed(step)).map(|step| &*step.key).collect();
-    if rest.is_empty() {
-        return Err(Failure::input(format_args!("every step passed in the last run of `{pipeline}` ({id})"))
+    let runs = store.runs().of(dir, Some(pipeline), RUNS).map_err(unreadable)?;
+    let Some((last, earlier)) = runs.split_first() else {
+        return Err(Failure::input(format_args!("no earlier run of `{pipeline}` in {}", dir.display()))
             .hint("run the pipeline without `--failed`"));
+    };
+    let has_passed = |step: &StepRecord| step.status.is_some_and(hm_exec::StepStatus::is_success);
+    let mut unknown: BTreeMap<&str, StepIndex> =
+        plan.pipeline().nodes.iter().zip(0..).map(|(node, index)| (&*node.step.key, StepIndex(index))).collect();
+    let mut found = Selection::new();
+    let mut choose = |steps: &[StepRecord]| {
+        for step in steps {
+            found.extend(unknown.remove(&*step.key).filter(|_| !has_passed(step)));
+        }
+        unknown.is_empty()
+    };
+    let steps = steps_of(&store, last)?;
+    if !choose(&steps) {
+        // Records that are gone say nothing.
+        let mut earlier = earlier.iter().filter_map(|run| steps_of(&store, run).ok());
+        earlier.any(|steps| choose(&steps));
     }
-    let nodes = plan.pipeline().nodes.iter().zip(0..);
-    let found: Selection =
-        nodes.filter(|(node, _)| rest.contains(&*node.step.key)).map(|(_, index)| StepIndex(index)).collect();
-    if found.is_empty() {
-        return Err(Failure::input(format_args!(
-            "the pipeline no longer has the steps that did not pass in its last run ({id})"
-        ))
-        .hint("run the pipeline without `--failed`"));
+    if !found.is_empty() {
+        return Ok(found);
     }
-    Ok(found)
-}
-
-fn last_run(store: &Store, dir: &Path, pipeline: &str) -> Outcome<(Run, Vec<StepRecord>)> {
-    let run = store.runs().last(dir, Some(pipeline)).map_err(unreadable)?.ok_or_else(|| {
-        Failure::input(format_args!("no earlier run of `{pipeline}` in {}", dir.display()))
-            .hint("run the pipeline without `--failed`")
-    })?;
-    let steps = steps_of(store, &run)?;
-    Ok((run, steps))
+    let id = &last.id.to_string()[..8];
+    let failure = if steps.iter().all(has_passed) {
+        Failure::input(format_args!("every step passed in the last run of `{pipeline}` ({id})"))
+    } else {
+        Failure::input(format_args!("the pipeline no longer has the steps that did not pass in its last run ({id})"))
+    };
+    Err(failure.hint("run the pipeline without `--failed`"))
 }
 
 /// Returns a plan without the steps that are not selected. All that a selected step waits for is selected.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hm_exec::cache::ProjectId;
+use hm_exec::cache::{CacheMode, ProjectId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
@@ -19,18 +19,20 @@ pub(crate) type ProjectTables = BTreeMap<PathBuf, ProjectTable>;
 
 /// What the user configures for one project.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub(crate) struct ProjectTable {
     /// The project's id. Directories with the same id share their results.
     #[schemars(with = "String")]
     pub(crate) id: Name,
 }
 
-/// `[cache]`, in a project's `hm.toml`.
+/// `[cache]`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(crate) struct CacheTable {
-    /// Results are shared with every project that has the same value here.
+    /// Which results are reused.
+    pub(crate) mode: Option<CacheMode>,
+    /// Results are shared with every project that has the same value here; in a project's file only.
     #[schemars(with = "Option<String>")]
     pub(crate) share: Option<Name>,
 }

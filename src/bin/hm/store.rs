@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use hm_exec::store::{Store, StoreHandle};
+use hm_exec::store::{Store, StoreError, StoreHandle};
 
 use crate::failure::{Failure, Outcome};
 
@@ -25,5 +25,10 @@ pub(crate) fn handle() -> Outcome<StoreHandle> {
 
 /// Opens the store, which removes what killed processes left in it.
 pub(crate) fn open() -> Outcome<Arc<Store>> {
-    handle()?.get().map_err(|error| Failure::infrastructure("failed to open the store").because(error))
+    handle()?.get().map_err(|error| {
+        // Later errors name what is wrong with the store.
+        let is_missing = matches!(error, StoreError::Io { doing: "make the directory", .. });
+        let failure = Failure::infrastructure("failed to open the store").because(error);
+        if is_missing { failure.hint("set HM_CACHE_DIR to a directory that you can write to") } else { failure }
+    })
 }

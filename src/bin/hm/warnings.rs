@@ -1,10 +1,15 @@
 //! Warnings about pipelines that are valid.
 
-use hm_exec::plan::{BoundPlan, BoundStep, StepTable};
+use std::collections::BTreeSet;
+
+use hm_exec::{
+    cache::{CacheMode, Cacheable},
+    plan::{Base, BoundPlan, BoundStep, StepIndex, StepTable},
+};
 
 use crate::reporter::{text, to_stderr};
 
-/// The maximum number of steps that a warning names; the others are counted.
+/// The maximum number of steps or images that a warning names; the others are counted.
 const NAMED: usize = 5;
 
 /// Warns about steps whose commands name `.hm/`, which is not part of the source that steps see.
@@ -20,19 +25,50 @@ pub(crate) fn of_plan(bound: &BoundPlan) {
     ));
 }
 
+/// Warns about an image that an option replaces, and that no step starts from.
+pub(crate) fn of_unused_image(bound: &BoundPlan, image: &str) {
+    let images = bound.dag.steps().filter_map(|step| match bound.base(step) {
+        Base::Image(image) => Some(image),
+        Base::Snapshot(_) => None,
+    });
+    let images: Vec<&str> = images.collect::<BTreeSet<_>>().into_iter().collect();
+    to_stderr(&format!(
+        "warning: `--image {image}=...` has no effect: no step starts from that image, but from {}",
+        named(&images)
+    ));
+}
+
 /// Warns about steps whose runners do not record what steps read.
-pub(crate) fn of_untraced(bound: &BoundPlan) {
+pub(crate) fn of_untraced(bound: &BoundPlan, asked_by: &str) {
     let traces = |step: &&BoundStep| bound.runners[usize::from(step.runner.0)].capabilities.traces;
     let found: Vec<_> = bound.steps.iter().filter(|step| !traces(step)).map(|step| &*step.step.key).collect();
     if !found.is_empty() {
         to_stderr(&format!(
-            "warning: `--check-inputs` records nothing of {}: only runner `sandbox` can do that",
+            "warning: `{asked_by}` records nothing of {}: only runner `sandbox` can do that",
             named(&found)
         ));
     }
 }
 
-/// Names some steps.
+/// Notes which steps run every time in cache mode `auto`, because their runners do not record what they read.
+pub(crate) fn of_never_found(bound: &BoundPlan) {
+    let runs = |step: &StepIndex| {
+        let capabilities = &bound.runner(*step).capabilities;
+        bound.cache_mode_of(*step) == CacheMode::Auto
+            && !(capabilities.traces && capabilities.layers)
+            && Cacheable::of(&bound.step(*step).step).is_none()
+    };
+    let found: Vec<_> = bound.dag.steps().filter(runs).map(|step| &*bound.step(step).step.key).collect();
+    if !found.is_empty() {
+        to_stderr(&format!(
+            "note: with cache mode `auto`, these steps run every time: {}; only runner `sandbox` finds steps without a \
+             cache policy",
+            named(&found)
+        ));
+    }
+}
+
+/// Names some steps, or images.
 fn named(keys: &[&str]) -> String {
     let mut names: Vec<String> = keys.iter().take(NAMED).map(|key| format!("`{}`", text::clean(key))).collect();
     if keys.len() > NAMED {

@@ -18,8 +18,9 @@ pub(in crate::conformance) async fn environment(harness: &Harness<'_>) -> Result
 
 /// Checks that no variable of the engine's own environment is passed on by accident.
 pub(in crate::conformance) async fn environment_of_the_engine(harness: &Harness<'_>) -> Result<(), Broken> {
-    // The variables that a shell or a container sets itself, or that a runner may pass on.
-    const USUAL: [&str; 10] = ["PATH", "HOME", "LANG", "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME", "TERM"];
+    // The variables that a shell, a container or a runner sets itself, or that a runner may pass on.
+    const USUAL: [&str; 11] =
+        ["PATH", "HOME", "LANG", "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME", "TERM", "CI"];
     let found: BTreeSet<String> = harness.sh(Step::new("env")).await?.into_iter().collect();
     for (name, value) in std::env::vars_os() {
         let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };

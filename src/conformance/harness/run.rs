@@ -19,7 +19,8 @@ use crate::{
     ir::CommandStep,
     model::{ArchiveId, BuildRef, Secrets, StepIndex, StepStatus},
     runner::{
-        CacheDecision, CacheOwner, DynStepRunner, ExecutorInput, InputFiles, RunnerError, StepContext, StepResult,
+        CacheDecision, CacheOwner, DynStepRunner, ExecutorInput, InputFiles, OtherSteps, RunnerError, StepContext,
+        StepResult,
     },
     source::RunSource,
 };
@@ -100,8 +101,7 @@ impl Run {
             step_id,
             cache_lookup,
             parent_snapshot: step.parent,
-            service_snapshots: BTreeMap::new(),
-            inputs: step.inputs,
+            other_steps: OtherSteps::of(BTreeMap::new(), step.inputs),
         }
     }
 

@@ -87,14 +87,8 @@ fn pack_one(
     compression: LayerCompression,
 ) -> Result<PackedLayer, ExportError> {
     let file = tempfile::Builder::new().prefix(".hm-export-").tempfile_in(near).writing(near)?;
-    let (read, write) = io::pipe().writing(near)?;
-    // Packing may happen in another process. Hashing and compressing happen in this one.
-    let (packed, written) = thread::scope(|scope| {
-        let packing = scope
-            .spawn(|| store.trash().tree_ops().layer_tar(layer, File::from(std::os::fd::OwnedFd::from(write)), id_map));
-        let written = write_blob(read, file.as_file(), compression);
-        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), written)
-    });
+    let (packed, written) =
+        read_layer_tar(store, layer, id_map, |tar| write_blob(tar, file.as_file(), compression)).writing(near)?;
     // If writing failed, packing failed as a consequence.
     let (diff_id, digest, size) = match (packed, written) {
         (_, Err(source)) => return Err(ExportError::Write { path: file.path().into(), source }),
@@ -102,6 +96,27 @@ fn pack_one(
         (Ok(()), Ok(written)) => written,
     };
     Ok(PackedLayer { diff_id, digest, size, file })
+}
+
+/// Passes the tar of the layer in the directory `layer` to `read`, which need not read all of it. Returns how
+/// packing ended, and what `read` returned. Blocks.
+///
+/// # Errors
+/// Returns an error if there is no pipe.
+pub(crate) fn read_layer_tar<T>(
+    store: &Store,
+    layer: &Path,
+    id_map: IdMap,
+    read: impl FnOnce(io::PipeReader) -> T,
+) -> io::Result<(io::Result<()>, T)> {
+    let (reader, writer) = io::pipe()?;
+    // Packing may happen in another process. Reading happens in this one.
+    Ok(thread::scope(|scope| {
+        let writer = File::from(std::os::fd::OwnedFd::from(writer));
+        let packing = scope.spawn(|| store.trash().tree_ops().layer_tar(layer, writer, id_map));
+        let done = read(reader);
+        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), done)
+    }))
 }
 
 /// Writes a layer's stream to a file. Returns the digests of the stream and of the file, and the file's size.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-pub(crate) use self::blobs::{pack_layer_in, pack_layer_tar};
+pub(crate) use self::blobs::{pack_layer_in, pack_layer_tar, read_layer_tar};
 use self::{archive::write_archive, blobs::LayerCompression, layout::write_layout};
 pub use self::{
     blobs::{PackedLayer, pack_layer},

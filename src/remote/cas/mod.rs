@@ -60,6 +60,14 @@ impl Cas {
         })
     }
 
+    /// Returns how many bytes of blobs fit into one message, with what is around them.
+    ///
+    /// # Errors
+    /// Returns an error if the engine does not answer.
+    pub(crate) async fn batch_bytes(&self) -> Result<u64, RemoteError> {
+        Ok(self.endpoint.limits().await?.batch_bytes as u64)
+    }
+
     /// Returns which of these blobs, all named by one digest function, are missing. The engine counts the
     /// others as just used.
     ///

@@ -59,7 +59,7 @@ impl Boot {
         images: &Images,
         (id_map, source_form): (IdMap, SourceForm),
     ) -> Result<Self, RunnerError> {
-        let source = ctx.archives.freeze(store).await.map_err(error::store("freeze the source"))?;
+        let source = ctx.frozen_source(store).await.map_err(error::store("freeze the source"))?;
         let parent = match &input.parent_snapshot {
             Some(snapshot) => {
                 Some(store.snapshots().get(snapshot).map_err(error::store("read the parent's snapshot"))?)

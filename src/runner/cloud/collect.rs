@@ -104,7 +104,7 @@ pub(super) async fn snapshot(
             let digest = file_digest(function, file)?;
             let parcel = Parcel { diff_id, blob: digest, id_map };
             let fetched = fetch_layer(store, cas, "the step's layer", parcel).await;
-            let layer = fetched.map_err(error::transfer)?;
+            let (layer, _) = fetched.map_err(error::transfer)?;
             let name = RemoteLayer { diff_id, blob: digest };
             uploads.note(store, &layer, name).await.map_err(error::transfer)?;
             Some(layer)

@@ -27,6 +27,7 @@ pub(super) fn transfer(error: TransferError) -> RunnerError {
         TransferError::Remote { doing, source } => remote(doing)(source),
         TransferError::Store { doing, source } => store(doing)(source),
         TransferError::Unpack(error) => no_image(error),
+        TransferError::Chunks(_) => RunnerError::infrastructure("fetch a layer", error),
         TransferError::Pack(error) => RunnerError::infrastructure("pack a layer", error),
         TransferError::Thread { doing, source } => RunnerError::infrastructure(doing, source),
     }

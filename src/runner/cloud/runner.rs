@@ -160,14 +160,14 @@ impl CloudRunner {
             // A worker that had to end at once packed nothing.
             if ctx.keep && kept_steps::is_worth_keeping(&ended) && output.exit != Exit::Terminated {
                 let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
-                kept_steps::keep_failed(taking.await, &store, &input, input.snapshot_config()).await;
+                kept_steps::keep_failed(taking.await, &store, &input, input.snapshot_config(&ctx.event_bus)).await;
                 return Ok(StepResult::exited(ended?));
             }
             let exit_code = ended?;
             let committed_snapshot = if exit_code == 0 && input.cache_lookup.commits() {
                 let taking = collect::snapshot(&result, &output, boot, context, &self.uploads);
                 let snapshot = taking.await?;
-                store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config()));
+                store.snapshots().describe(&snapshot, Arc::new(input.snapshot_config(&ctx.event_bus)));
                 if ctx.keep {
                     kept_steps::keep_passed(snapshot.clone(), &store, &input).await;
                 }

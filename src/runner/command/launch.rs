@@ -72,14 +72,15 @@ fn path_of(name: &OsString, dir: &Path) -> io::Result<PathBuf> {
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("PATH has no program `{}`", name.display())))
 }
 
-/// Returns the command's environment: a few variables of the caller, then the command's own, then the mark.
+/// Returns the command's environment: a few variables of the caller, and `CI`, then the command's own, then
+/// the mark.
 fn environment(
     own: BTreeMap<OsString, OsString>,
     scratch: Option<&Path>,
     mark: &str,
 ) -> io::Result<BTreeMap<OsString, OsString>> {
     let path = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    let mut env = BTreeMap::from([("PATH".into(), path)]);
+    let mut env = BTreeMap::from([("PATH".into(), path), ("CI".into(), "true".into())]);
     env.extend(env::var_os("LANG").map(|lang| ("LANG".into(), lang)));
     if let Some(scratch) = scratch {
         for (variable, name) in [("HOME", "home"), ("TMPDIR", "tmp")] {

@@ -24,10 +24,12 @@ use crate::{
     image::{ImageOptions, Images, image_identity},
     model::SnapshotRef,
     runner::{
-        CacheIdentity, ImageSupport, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
+        CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Probe, RunnerCapabilities, RunnerError,
+        StepContext,
         cleanup_thread::CleanupThread,
         vm::{BootContext, EndedStep, Output, VmBackend},
     },
+    source::RunSource,
     store::{Store, StoreHandle},
     sync::Mutex,
 };
@@ -87,6 +89,7 @@ impl DockerBuilder {
             bases: Mutex::default(),
             cleanup: CleanupThread::default(),
             local_trees: self.local_trees,
+            sandbox: OnceLock::new(),
         };
         super::DockerRunner::new(Docker { shared: Arc::new(shared) }, store)
     }
@@ -222,6 +225,10 @@ impl VmBackend for Docker {
         self.boxed_boot(ctx, context, limits, output).await
     }
 
+    async fn hold_network(&self, container: &Container, names: &[&str]) -> Result<Container, RunnerError> {
+        container.hold_network(names).boxed().await
+    }
+
     async fn cache_identity(
         &self,
         store: Arc<Store>,
@@ -241,8 +248,26 @@ impl VmBackend for Docker {
     }
 
     async fn copy_snapshot_outputs(&self, ctx: &StepContext, store: &Arc<Store>, snapshot: SnapshotRef) {
-        let sandbox = self.shared.local_trees.sandbox(store, self.shared.options.clone());
-        sandbox.copy_snapshot_outputs(ctx, snapshot).await;
+        self.shared.sandbox(store).copy_snapshot_outputs(ctx, snapshot).await;
+    }
+
+    async fn input_digest(
+        &self,
+        store: &Arc<Store>,
+        source: &RunSource,
+        input: &InputFiles,
+    ) -> Result<[u8; 32], RunnerError> {
+        self.shared.sandbox(store).boxed_input_digest(source, input).await
+    }
+
+    async fn bring_inputs(
+        &self,
+        ctx: &StepContext,
+        store: &Arc<Store>,
+        container: &mut Container,
+        input: &ExecutorInput,
+    ) -> Result<(), RunnerError> {
+        container.bring_inputs(ctx, store, input).await
     }
 
     async fn probe(&self) -> Probe {
@@ -264,6 +289,8 @@ impl VmBackend for Docker {
             network: true,
             private_network: true,
             outputs: true,
+            services: true,
+            inputs: true,
             images: ImageSupport::Portable,
             ..RunnerCapabilities::default()
         }

@@ -8,7 +8,7 @@ use bollard::Docker;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
-use super::{container_image::ContainerImage, error};
+use super::{connection::patient, container_image::ContainerImage, error};
 use crate::{
     blocking,
     image::{ArchiveFile, SavedImage},
@@ -42,7 +42,7 @@ pub(super) async fn save(docker: &Docker, store: &Arc<Store>, image: &str) -> Re
         write().map_err(failed).map_err(error::store(DOING))
     });
     let reading = async {
-        let mut stream = pin!(docker.export_image(image));
+        let mut stream = pin!(patient(docker).export_image(image));
         while let Some(chunk) = stream.next().await {
             if sender.send(chunk.map_err(error::daemon(DOING))?).await.is_err() {
                 break;

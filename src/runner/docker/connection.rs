@@ -6,9 +6,13 @@ use bollard::{API_DEFAULT_VERSION, Docker, errors::Error, query_parameters::Insp
 
 use crate::runner::Probe;
 
-/// How long a daemon may take to answer: loading an image of many gigabytes takes minutes. Attempts are ended
-/// by cancellation, not by this timeout.
-const PATIENCE_SECONDS: u64 = 60 * 60;
+/// How long a daemon may take for what takes seconds at most, even on a busy machine. Docker before 20.10.26
+/// can deadlock when one container starts while another ends (moby#46661). It then answers most requests no
+/// more.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// How long a daemon may take for requests that move files or wait for a command: loading an image of many
+/// gigabytes takes minutes. Attempts are ended by cancellation, not by this timeout.
+const LONG_PATIENCE: Duration = Duration::from_secs(60 * 60);
 /// How long a probe waits.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,10 +45,15 @@ pub(super) fn place(host: Option<&str>) -> String {
 /// Connects, and negotiates the version of the protocol.
 pub(super) async fn connect(place: &str) -> Result<Docker, Error> {
     let docker = match place.strip_prefix("unix://") {
-        Some(path) => Docker::connect_with_unix(path, PATIENCE_SECONDS, API_DEFAULT_VERSION)?,
-        None => Docker::connect_with_host(place)?.with_timeout(Duration::from_secs(PATIENCE_SECONDS)),
+        Some(path) => Docker::connect_with_unix(path, PATIENCE.as_secs(), API_DEFAULT_VERSION)?,
+        None => Docker::connect_with_host(place)?.with_timeout(PATIENCE),
     };
     docker.negotiate_version().await
+}
+
+/// Returns the client for requests that move files or wait for a command. Others fail after minutes.
+pub(super) fn patient(docker: &Docker) -> Docker {
+    docker.clone().with_timeout(LONG_PATIENCE)
 }
 
 /// Probes whether the daemon at `place` is usable.
@@ -90,4 +99,19 @@ pub(super) async fn probe_network(place: &str) -> Probe {
     let hint = "start the daemon with a bridge, or use the machine's network: `--network host`, or \
                 `\"network\": \"host\"` in `runner_args`";
     Probe::unusable(reason, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_some_requests_may_take_an_hour() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let docker = Docker::connect_with_unix(socket.to_str().unwrap(), PATIENCE.as_secs(), API_DEFAULT_VERSION);
+        let docker = docker.unwrap();
+        assert_eq!((patient(&docker).timeout(), docker.timeout()), (LONG_PATIENCE, PATIENCE));
+    }
 }

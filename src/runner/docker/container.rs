@@ -1,5 +1,8 @@
 //! One container: a step's command from its start to its snapshot.
 
+mod helpers;
+mod terminate;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
@@ -12,81 +15,57 @@ use std::{
 use bollard::{
     container::LogOutput,
     errors::Error,
-    exec::{CreateExecOptions, StartExecOptions},
     models::{ContainerConfig, ContainerCreateBody, HostConfig, HostConfigLogConfig},
-    query_parameters::{
-        AttachContainerOptionsBuilder, CommitContainerOptionsBuilder, CreateContainerOptionsBuilder,
-        KillContainerOptionsBuilder,
-    },
+    query_parameters::{AttachContainerOptionsBuilder, CommitContainerOptionsBuilder, CreateContainerOptionsBuilder},
 };
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
     collect,
-    connection::BRIDGE,
+    connection::{BRIDGE, patient},
     container_image::{ContainerImage, MAX_LAYERS},
     error::{self, is_missing},
+    inputs::InputVolume,
     outputs,
     processes::Processes,
     shared::{Connection, Shared},
     sweep::{remove_container, remove_image},
 };
 use crate::{
+    image::ImageProgram,
     model::{SnapshotRef, StdStream},
     outputs::StepOutputs,
     runner::{
         Limits, Network, RunnerError,
-        vm::{Command, Injection, Output, Vm},
+        vm::{Command, Injection, NetworkRole, Output, Vm},
     },
     store::Store,
 };
 
 /// The variables of every step, unless its image or the step itself overrides them.
-const DEFAULT_ENV: [(&str, &str); 2] =
-    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root")];
+const DEFAULT_ENV: [(&str, &str); 3] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("CI", "true")];
+
+/// The capability to see all packets of a network.
+const RAW_SOCKETS: &str = "NET_RAW";
+
+/// What services cannot write to: what Docker protects by default, and the files that containers in one
+/// network have in common. Otherwise a service's image could decide where names lead in the step.
+const READ_ONLY_FOR_SERVICES: [&str; 8] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/hostname",
+];
 
 /// The user of steps. Images have different users; steps run as root, as in the sandbox.
 const USER: &str = "0:0";
-
-/// Sends TERM to every process of the container except its first, which ends the container when the command's
-/// shell ends. A shell that TERM would end at once is therefore stopped until all other processes have ended,
-/// so that they have the same grace. The script uses only `/bin/sh` and its builtins, because nothing else is
-/// certain to exist.
-const TERMINATE: &str = r#"
-main=
-{ read -r main _ </proc/1/task/1/children; } 2>/dev/null
-if [ "$main" ]; then
-    while read -r name mask; do
-        case $name in
-            # The bit of signal 15 is in the fourth digit from the right.
-            SigIgn:|SigCgt:) case ${mask%???} in *[4567cdef]) main=; break ;; esac ;;
-        esac
-    done 2>/dev/null <"/proc/$main/status" || main=
-fi
-if [ -z "$main" ] || ! kill -STOP "$main"; then
-    kill -TERM -1
-    exit
-fi
-# Of two signals that are pending the kernel hands over the one with the lower number first, which is TERM.
-while { read -r line <"/proc/$main/stat"; } 2>/dev/null; do
-    case ${line##*) } in [TtZX]*) break ;; esac
-done
-kill -TERM -1
-while :; do
-    others=
-    for stat in /proc/[0-9]*/stat; do
-        process=${stat#/proc/}
-        process=${process%/stat}
-        case $process in 1|"$main"|"$$") continue ;; esac
-        { read -r line <"$stat"; } 2>/dev/null || continue
-        case ${line##*) } in [ZX]*) ;; *) others=1 ;; esac
-    done
-    [ "$others" ] || break
-    sleep 0.05 || sleep 1
-done 2>/dev/null
-kill -CONT "$main"
-"#;
 
 /// A container. It exists at the daemon from [`exec`](Vm::exec) on.
 #[derive(Debug)]
@@ -96,12 +75,34 @@ pub struct Container {
     name: String,
     container_image: Arc<ContainerImage>,
     limits: Limits,
+    /// The network that it shares with others, if it is not its own.
+    joined: Option<Joined>,
+    /// Counts the containers in the network that it holds for others. The receiver ends with the last of
+    /// them.
+    holds: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+    /// The files of other steps that its step gets.
+    inputs: Option<Arc<InputVolume>>,
     /// Whether the container may exist at the daemon.
     may_exist: AtomicBool,
+    /// Whether the daemon has said that it exists.
+    created: AtomicBool,
+    /// Whether its command has started.
+    started: AtomicBool,
+    /// Whether its command is to end.
+    ending: AtomicBool,
     /// Whether its command, and so every process in it, has ended.
     ended: AtomicBool,
     /// The names of the step's own variables.
     env: OnceLock<BTreeSet<String>>,
+}
+
+/// A network that another container holds.
+#[derive(Debug)]
+struct Joined {
+    holder: String,
+    role: NetworkRole,
+    /// Keeps the holder until this container is removed.
+    _member: Option<mpsc::Sender<()>>,
 }
 
 impl Container {
@@ -117,7 +118,13 @@ impl Container {
             name: format!("hm-{}", Uuid::new_v4().simple()),
             container_image: Arc::clone(container_image),
             limits: limits.clone(),
+            joined: None,
+            holds: None,
+            inputs: None,
             may_exist: AtomicBool::new(false),
+            created: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             env: OnceLock::new(),
         }
@@ -138,19 +145,24 @@ impl Container {
         // A larger number would exceed any machine; the range is checked when the limits are read.
         #[expect(clippy::cast_possible_truncation, reason = "at most 4096e9")]
         let nano_cpus = self.limits.cpus.map(|cpus| (cpus.0 * 1e9) as i64);
-        let network = match self.limits.network {
-            Network::Host => "host",
+        let network = match (&self.joined, self.limits.network) {
+            (Some(Joined { holder, .. }), _) => format!("container:{holder}"),
+            (None, Network::Host) => "host".to_owned(),
             // The daemon's default network: a network namespace for each container.
-            Network::Private => BRIDGE,
-            Network::None => "none",
+            (None, Network::Private) => BRIDGE.to_owned(),
+            (None, Network::None) => "none".to_owned(),
         };
+        let is_service = self.joined.as_ref().is_some_and(|joined| joined.role == NetworkRole::Service);
         let host_config = HostConfig {
             memory,
             // The limit for memory and swap together: no swap.
             memory_swap: memory,
             nano_cpus,
             pids_limit: self.limits.pids.map(|pids| bytes(pids.get())),
-            network_mode: Some(network.into()),
+            network_mode: Some(network),
+            cap_drop: is_service.then(|| vec![RAW_SOCKETS.to_owned()]),
+            readonly_paths: is_service.then(|| READ_ONLY_FOR_SERVICES.map(str::to_owned).to_vec()),
+            mounts: self.inputs.as_ref().map(|inputs| inputs.mounts.clone()),
             // Without an init process the command would be process 1, which signals do not end by default.
             init: Some(true),
             log_config: Some(HostConfigLogConfig { typ: Some("none".into()), config: None }),
@@ -165,15 +177,40 @@ impl Container {
             user: Some(USER.into()),
             attach_stdout: Some(true),
             attach_stderr: Some(true),
-            labels: Some(self.connection.owner.labels(self.container_image.run)),
+            labels: Some(self.labels()),
             host_config: Some(host_config),
             ..ContainerCreateBody::default()
         }
     }
 
+    /// Creates the container, and returns its id.
+    async fn create(&self, body: ContainerCreateBody) -> Result<String, RunnerError> {
+        let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
+        self.may_exist.store(true, Relaxed);
+        match self.connection.client.create_container(Some(options), body).await {
+            Ok(created) => {
+                self.created.store(true, Relaxed);
+                Ok(created.id)
+            }
+            Err(error) => {
+                if is_missing(&error) {
+                    // The image was removed from outside: the next attempt makes it anew.
+                    self.shared.forget(&self.container_image);
+                }
+                Err(error::daemon("create the container")(error))
+            }
+        }
+    }
+
+    async fn start(&self) -> Result<(), RunnerError> {
+        let started = self.connection.client.start_container(&self.name, None).await;
+        started.map_err(error::daemon("start the container"))
+    }
+
     /// Returns the exit code of a container that has ended, or is about to.
     async fn exit_code(&self) -> Result<i32, RunnerError> {
-        let mut waiting = pin!(self.connection.client.wait_container(&self.name, None));
+        let client = patient(&self.connection.client);
+        let mut waiting = pin!(client.wait_container(&self.name, None));
         let code = match waiting.next().await {
             Some(Ok(ended)) => ended.status_code,
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => code,
@@ -225,9 +262,9 @@ impl Container {
             self.kill().await.map_err(error::daemon("kill the container"))?;
         }
         let options = CommitContainerOptionsBuilder::default().container(&self.name).pause(false).build();
-        let labels = Some(self.connection.owner.labels(self.container_image.run));
+        let labels = Some(self.labels());
         let config = ContainerConfig { labels, ..ContainerConfig::default() };
-        let committed = self.connection.client.commit_container(options, config).await;
+        let committed = patient(&self.connection.client).commit_container(options, config).await;
         let image = committed.map_err(error::daemon("commit the container"))?.id;
         let none = BTreeSet::new();
         Ok(self.container_image.above(image, self.env.get().unwrap_or(&none)))
@@ -266,25 +303,21 @@ impl Container {
     ) -> BoxFuture<'a, Result<i32, RunnerError>> {
         async move {
             let _ = self.env.set(command.env.keys().cloned().collect());
-            let body = self.body(command);
-            let options = CreateContainerOptionsBuilder::default().name(&self.name).build();
-            self.may_exist.store(true, Relaxed);
-            let created = match self.connection.client.create_container(Some(options), body).await {
-                Ok(created) => created,
-                Err(error) => {
-                    if is_missing(&error) {
-                        // The image was removed from outside: the next attempt makes it anew.
-                        self.shared.forget(&self.container_image);
-                    }
-                    return Err(error::daemon("create the container")(error));
-                }
-            };
+            let id = output.booting(self.create(self.body(command))).await?;
             let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
             let attached = self.connection.client.attach_container(&self.name, Some(options)).await;
             let mut printed = attached.map_err(error::daemon("attach to the container"))?.output;
-            let started = self.connection.client.start_container(&self.name, None).await;
-            started.map_err(error::daemon("start the container"))?;
-            let processes = self.processes(&created.id).await;
+            if self.ending.load(Relaxed) {
+                return Err(RunnerError::cancelled());
+            }
+            output.booting(self.start()).await?;
+            self.started.store(true, Relaxed);
+            output.started();
+            if self.ending.load(Relaxed) {
+                // It was asked for while the daemon started the container.
+                self.boxed_terminate().await;
+            }
+            let processes = self.processes(&id).await;
             let mut refused = false;
             loop {
                 let chunk = tokio::select! {
@@ -309,29 +342,6 @@ impl Container {
             match self.limits.pids {
                 Some(limit) if refused && code != 0 => Err(RunnerError::too_many_processes(limit.get(), code)),
                 _ => Ok(code),
-            }
-        }
-        .boxed()
-    }
-
-    fn boxed_terminate(&self) -> BoxFuture<'_, ()> {
-        async move {
-            let options = CreateExecOptions {
-                cmd: Some(vec!["/bin/sh", "-c", TERMINATE]),
-                user: Some(USER),
-                ..CreateExecOptions::default()
-            };
-            let detached = StartExecOptions { detach: true, ..StartExecOptions::default() };
-            let all = async {
-                let exec = self.connection.client.create_exec(&self.name, options).await?;
-                self.connection.client.start_exec(&exec.id, Some(detached)).await.map(drop)
-            };
-            if let Err(error) = all.await {
-                tracing::debug!(%error, "only the container's first process gets SIGTERM");
-                let options = KillContainerOptionsBuilder::default().signal("TERM").build();
-                if let Err(error) = self.connection.client.kill_container(&self.name, Some(options)).await {
-                    tracing::debug!(%error, "failed to send SIGTERM to the container");
-                }
             }
         }
         .boxed()
@@ -393,7 +403,8 @@ impl Container {
                 return;
             }
             match remove_container(&self.connection.client, &self.name).await {
-                Ok(()) => *self.may_exist.get_mut() = false,
+                // Otherwise the daemon may still be creating it.
+                Ok(()) => *self.may_exist.get_mut() = !*self.created.get_mut(),
                 Err(error) => tracing::debug!(%error, "failed to remove a container at once"),
             }
         }
@@ -405,6 +416,15 @@ impl Vm for Container {
     /// Fails, because a container gets its source as a layer of its image.
     async fn inject(&mut self, _: Injection) -> Result<(), RunnerError> {
         Err(RunnerError::unsupported("the snapshot was made on another source, in a run that has ended"))
+    }
+
+    fn join(&mut self, holder: &Self, role: NetworkRole) {
+        let member = holder.holds.as_ref().map(|(member, _)| member.clone());
+        self.joined = Some(Joined { holder: holder.name.clone(), role, _member: member });
+    }
+
+    fn program(&self) -> Option<ImageProgram> {
+        self.container_image.program.clone()
     }
 
     async fn exec(&self, command: &Command<'_>, output: &Output<'_>) -> Result<i32, RunnerError> {
@@ -439,7 +459,17 @@ impl Drop for Container {
         if *self.may_exist.get_mut() {
             let (client, name) = (self.connection.client.clone(), std::mem::take(&mut self.name));
             let what = format!("remove container {name}, which is left to the end of the build or the next run");
-            self.shared.cleanup.run(what, async move { remove_container(&client, &name).await });
+            let (joined, holds) = (self.joined.take(), self.holds.take());
+            self.shared.cleanup.run(what, async move {
+                if let Some((own, mut members)) = holds {
+                    drop(own);
+                    // Podman removes no container whose network others have.
+                    while members.recv().await.is_some() {}
+                }
+                let removed = remove_container(&client, &name).await;
+                drop(joined);
+                removed
+            });
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::{
+    image::ImageProgram,
     ir::Env,
     runner::vm::{BootContext, MachineBase},
     source::FrozenSource,
@@ -32,6 +33,8 @@ pub(super) struct ContainerImage {
     pub(super) made: usize,
     /// The variables of the base.
     pub(super) env: Env,
+    /// The program of the base.
+    pub(super) program: Option<ImageProgram>,
     /// Variables that the daemon would inherit from the steps that produced the image.
     pub(super) stray: BTreeSet<String>,
     pub(super) id_map: IdMap,

@@ -8,12 +8,16 @@ use crate::{
     store::StoreError,
 };
 
+const NO_ANSWER: &str = "the daemon did not answer for minutes: if it starts no container either, restart it (versions \
+                         before 20.10.26 can deadlock when one container starts while another ends)";
+
 /// Converts an error of the daemon. A bad request is not retryable; any other error may be temporary.
 pub(super) fn daemon(doing: &'static str) -> impl FnOnce(Error) -> RunnerError {
     move |error| match error {
         Error::DockerResponseServerError { status_code: 400, message } => {
             RunnerError::unsupported(format!("failed to {doing}: {message}"))
         }
+        Error::RequestTimeoutError => RunnerError::infrastructure(doing, anyhow::anyhow!(NO_ANSWER)),
         error => RunnerError::infrastructure(doing, error),
     }
 }
@@ -39,5 +43,18 @@ pub(super) fn image(doing: &'static str) -> impl FnOnce(ImageError) -> RunnerErr
     move |error| match error {
         ImageError::Store(error) => RunnerError::infrastructure(doing, error),
         error => RunnerError::unsupported(format!("failed to {doing}: {:#}", anyhow::Error::new(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_to_be_restarted() {
+        let error = daemon("start the container")(Error::RequestTimeoutError);
+        let text = format!("{:#}", anyhow::Error::new(error));
+        assert!(text.starts_with("failed to start the container: the daemon did not answer"), "{text}");
+        assert!(text.contains("restart it"), "{text}");
     }
 }

@@ -1,15 +1,22 @@
 //! Images that a pipeline names. The daemon has them or pulls them.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
-use bollard::{Docker, models::ImageInspect, query_parameters::CreateImageOptionsBuilder};
+use bollard::{
+    Docker,
+    models::{CreateImageInfo, ImageInspect},
+    query_parameters::CreateImageOptionsBuilder,
+};
 use futures_util::StreamExt;
 
-use super::error::{self, is_missing};
+use super::{
+    connection::patient,
+    error::{self, is_missing},
+};
 use crate::{
-    image::PullPolicy,
+    image::{ImageProgram, PullPolicy},
     ir::Env,
-    model::StdStream,
+    model::{Activity, ActivityCount, REPORTED_EVERY, StdStream},
     runner::{RunnerError, vm::Output},
     store::ImageDigest,
 };
@@ -23,6 +30,8 @@ pub(super) struct DaemonImage {
     pub(super) diff_ids: Vec<ImageDigest>,
     /// The variables that the image sets.
     pub(super) env: Env,
+    /// The program that it runs by default.
+    pub(super) program: Option<ImageProgram>,
 }
 
 /// Returns whether the store, rather than the daemon, resolves an image with this name.
@@ -67,15 +76,22 @@ pub(super) async fn get(
     let started = Instant::now();
     let (image, tag) = reference(name);
     let options = CreateImageOptionsBuilder::default().from_image(image).tag(tag).build();
-    let mut pulling = docker.create_image(Some(options), None, None);
+    let patient = patient(docker);
+    let mut pulling = patient.create_image(Some(options), None, None);
+    let mut pull = Pull::default();
     while let Some(progress) = pulling.next().await {
         // The daemon itself retries temporary failures of a registry.
-        progress.map_err(|error| {
+        let progress = progress.map_err(|error| {
             RunnerError::unsupported(format!(
                 "failed to get the image: the daemon cannot pull `{name}` ({error}): check its name, or `docker pull` or \
                  `docker import` it first"
             ))
         })?;
+        if output.bus.wants_progress()
+            && let Some(count) = pull.counted(progress)
+        {
+            output.bus.progress(Some(output.step_id), Activity::PullingImage, Some(count));
+        }
     }
     note(format!("pulled {name} in {:.1} s\n", started.elapsed().as_secs_f64())).await;
     find(docker, name).await?.ok_or_else(|| {
@@ -84,6 +100,38 @@ pub(super) async fn get(
             anyhow::anyhow!("the daemon pulled `{name}`, but does not have it"),
         )
     })
+}
+
+/// How much the daemon has downloaded.
+#[derive(Debug, Default)]
+struct Pull {
+    layers: BTreeMap<String, ActivityCount>,
+    reported: Option<Instant>,
+}
+
+impl Pull {
+    /// Adds what the daemon says, which it repeats for each layer. Returns the sum if it is time to report
+    /// it.
+    fn counted(&mut self, info: CreateImageInfo) -> Option<ActivityCount> {
+        let (id, status, detail) = (info.id?, info.status?, info.progress_detail);
+        if let Some((current, total)) = detail.and_then(|detail| detail.current.zip(detail.total))
+            && status == "Downloading"
+        {
+            let count = |bytes| u64::try_from(bytes).unwrap_or(0);
+            self.layers.insert(id, ActivityCount::new(count(current), count(total)));
+        } else if let Some(layer) = self.layers.get_mut(&id) {
+            // It unpacks the layer now.
+            layer.done = layer.total;
+        }
+        if self.layers.is_empty() || self.reported.is_some_and(|reported| reported.elapsed() < REPORTED_EVERY) {
+            return None;
+        }
+        self.reported = Some(Instant::now());
+        let sum = |sum: ActivityCount, layer: &ActivityCount| {
+            ActivityCount::new(sum.done.saturating_add(layer.done), sum.total.saturating_add(layer.total))
+        };
+        Some(self.layers.values().fold(ActivityCount::new(0, 0), sum))
+    }
 }
 
 /// Returns whether a name may become a part of a request's path, where dots could lead elsewhere.
@@ -109,18 +157,46 @@ fn described(name: &str, found: ImageInspect) -> Result<DaemonImage, RunnerError
     let odd = |what: &str| RunnerError::unsupported(format!("the daemon's image `{name}` has no {what}"));
     let layers = found.root_fs.and_then(|root| root.layers).ok_or_else(|| odd("layers"))?;
     let diff_ids = layers.iter().map(|layer| layer.parse()).collect::<Result<_, _>>().map_err(|_| odd("digests"))?;
-    let env = found.config.and_then(|config| config.env).unwrap_or_default();
+    let config = found.config.unwrap_or_default();
+    let program = ImageProgram::of(config.entrypoint.as_ref(), config.cmd.as_ref(), config.working_dir.as_deref());
+    let env = config.env.unwrap_or_default();
     let env = env.iter().filter_map(|variable| variable.split_once('='));
     Ok(DaemonImage {
         id: found.id.ok_or_else(|| odd("id"))?,
         diff_ids,
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        program,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{is_reference, reference};
+    use bollard::models::{CreateImageInfo, ProgressDetail};
+
+    use super::{Pull, is_reference, reference};
+    use crate::model::ActivityCount;
+
+    #[test]
+    fn a_pull_is_the_sum_of_its_layers() {
+        let info = |id: &str, status: &str, bytes: Option<(i64, i64)>| CreateImageInfo {
+            id: Some(id.to_owned()),
+            status: Some(status.to_owned()),
+            progress_detail: bytes
+                .map(|(current, total)| ProgressDetail { current: Some(current), total: Some(total) }),
+            ..CreateImageInfo::default()
+        };
+        let mut pull = Pull::default();
+        let mut counted = |id, status, bytes| {
+            pull.reported = None;
+            pull.counted(info(id, status, bytes))
+        };
+        assert_eq!(counted("latest", "Pulling from library/debian", None), None);
+        assert_eq!(counted("a", "Downloading", Some((1, 10))), Some(ActivityCount::new(1, 10)));
+        assert_eq!(counted("b", "Downloading", Some((2, 5))), Some(ActivityCount::new(3, 15)));
+        assert_eq!(counted("a", "Extracting", Some((1, 99))), Some(ActivityCount::new(12, 15)));
+        pull.reported = Some(std::time::Instant::now());
+        assert_eq!(pull.counted(info("b", "Downloading", Some((5, 5)))), None);
+    }
 
     #[test]
     fn names_lead_nowhere_else_in_the_api() {

@@ -7,7 +7,7 @@ use bollard::{Docker, body_try_stream, errors::Error, query_parameters::ImportIm
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 
-use super::error;
+use super::{connection::patient, error};
 use crate::{
     blocking,
     image::ArchiveFile,
@@ -58,7 +58,7 @@ pub(super) async fn load(
     .await?;
     let archive = File::open(file.path()).map_err(|error| RunnerError::infrastructure(DOING, error))?;
     let options = ImportImageOptionsBuilder::default().quiet(true).build();
-    let mut answers = pin!(docker.import_image(options, body_try_stream(chunks(archive)), None));
+    let mut answers = pin!(patient(docker).import_image(options, body_try_stream(chunks(archive)), None));
     let mut id = None;
     while let Some(answer) = answers.next().await {
         let answer = answer.and_then(|answer| match answer.error_detail.and_then(|detail| detail.message) {

@@ -14,7 +14,6 @@ use super::{
     shared::{Connection, Shared},
 };
 use crate::{
-    ir::Env,
     runner::{
         RunnerError,
         image_notes::StepNotes,
@@ -108,7 +107,7 @@ impl Shared {
         let loaded = match &image {
             Some(DaemonImage { diff_ids, .. }) => {
                 let parts = diff_ids.iter().map(|diff_id| Part::There(*diff_id)).chain(above.iter().cloned()).collect();
-                match load::load(client, store, parts, id_map, labels.clone()).await {
+                match output.booting(load::load(client, store, parts, id_map, labels.clone())).await {
                     Ok(id) => Some((id, diff_ids.len() + above.len())),
                     // Not every daemon accepts an image without the layers that it already has.
                     Err(error) => {
@@ -119,7 +118,7 @@ impl Shared {
             }
             None => None,
         };
-        let mut env = image.map_or_else(Env::new, |image| image.env);
+        let (mut env, mut program) = image.map_or_else(Default::default, |image| (image.env, image.program));
         let (image, known) = match loaded {
             Some(loaded) => loaded,
             None => {
@@ -129,13 +128,15 @@ impl Shared {
                 };
                 let lower = image::layer_dirs(store, &whole, id_map).map_err(error::export("read the image"))?;
                 env = image::stored::env_of(store, &whole, id_map).map_err(error::image("read the image"))?;
+                program = image::stored::program_of(store, &whole, id_map).map_err(error::image("read the image"))?;
                 let parts: Vec<Part> = lower.into_iter().map(Part::Dir).chain(above).collect();
                 let known = parts.len();
-                (load::load(client, store, parts, id_map, labels).await?, known)
+                (output.booting(load::load(client, store, parts, id_map, labels)).await?, known)
             }
         };
         let (run, source) = (context.run, context.source.id.clone());
         let stray = BTreeSet::new();
-        Ok(Arc::new(ContainerImage { image, run, base, source, known, layers, made: 0, env, stray, id_map }))
+        let made = 0;
+        Ok(Arc::new(ContainerImage { image, run, base, source, known, layers, made, env, program, stray, id_map }))
     }
 }

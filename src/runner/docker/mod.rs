@@ -26,6 +26,7 @@ mod container;
 mod container_image;
 mod error;
 mod images;
+mod inputs;
 mod labels;
 mod load;
 mod local_trees;

@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::error;
+use super::{connection::patient, error};
 use crate::{
     outputs::{self, Chosen, Complete, Received, StepOutputs, StreamNames},
     runner::RunnerError,
@@ -68,7 +68,7 @@ pub(super) async fn copy(
         let mut sent = 0_u64;
         for path in paths {
             let options = DownloadFromContainerOptionsBuilder::default().path(&format!("/{path}")).build();
-            let mut archive = pin!(client.download_from_container(container, Some(options)));
+            let mut archive = pin!(patient(client).download_from_container(container, Some(options)));
             let mut is_first = true;
             while let Some(piece) = archive.next().await {
                 let piece = match piece {

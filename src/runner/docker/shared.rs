@@ -23,7 +23,7 @@ use super::{
 use crate::{
     image::{ImageOptions, Images},
     model::SnapshotRef,
-    runner::{RunnerError, StepContext, cleanup_thread::CleanupThread},
+    runner::{RunnerError, StepContext, cleanup_thread::CleanupThread, sandbox::SandboxRunner},
     store::{Base, IdMap, ImageDigest, Snapshot, Store},
     sync::Mutex,
 };
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) reaper: OnceLock<Reaper>,
     /// Determines how ids are mapped in this machine's steps. Containers share layers with those.
     pub(super) local_trees: LocalTrees,
+    /// Shows snapshots of the store.
+    pub(super) sandbox: OnceLock<SandboxRunner>,
 }
 
 /// The digest of an image in the store, once it is known. Locked while the image is being imported.
@@ -66,8 +68,8 @@ impl Shared {
             let owner = Owner::of(store).map_err(error::store("read the store's name"))?;
             match sweep::remove(&client, &owner.of_store(), |process| !store.instance().is_open_in(process)).await {
                 Ok(swept) if swept == Swept::default() => {}
-                Ok(Swept { containers, images }) => {
-                    tracing::info!(containers, images, "removed leftovers of killed runs")
+                Ok(Swept { containers, images, volumes }) => {
+                    tracing::info!(containers, images, volumes, "removed leftovers of killed runs")
                 }
                 Err(error) => tracing::warn!(%error, "failed to remove leftovers of killed runs from the daemon"),
             }
@@ -125,6 +127,11 @@ impl Shared {
         if let Some(images) = self.runs.lock().get(&container_image.run) {
             images.forget(&container_image.image);
         }
+    }
+
+    /// Returns a sandbox that shows snapshots of the store.
+    pub(super) fn sandbox(&self, store: &Arc<Store>) -> &SandboxRunner {
+        self.sandbox.get_or_init(|| self.local_trees.sandbox(store, self.options.clone()))
     }
 
     /// Returns how ids are mapped in the layers that are committed to the store.

@@ -62,7 +62,7 @@ impl ProcessRunner {
         };
         let handle = self.store.clone();
         let store = RunnerError::blocking("open the store", move || Ok(handle.get()?)).await?;
-        let freeze = ctx.archives.freeze(&store).await;
+        let freeze = ctx.frozen_source(&store).await;
         let source = freeze.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
         RunnerError::blocking("make the workspace", move || {
             let staging = store.stage()?;

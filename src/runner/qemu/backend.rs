@@ -213,10 +213,13 @@ impl Qemu {
             let programs = self.programs().await?;
             let notes = StepNotes { bus: output.bus, step_id: output.step_id };
             let files = self.local.files(context, notes).await?;
-            let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
-            let host = Host { local: &self.local, store: &context.store, programs };
-            let network = ProgramNetwork::of(limits, output.bus, output.step_id);
-            Ok(Machine::start(host, &template, files, (limits, network)).await?)
+            let started = async {
+                let template = self.template(&context.store, programs, MachineSize::of(limits, &self.defaults)).await?;
+                let host = Host { local: &self.local, store: &context.store, programs };
+                let network = ProgramNetwork::of(limits, output.bus, output.step_id);
+                Ok::<_, RunnerError>(Machine::start(host, &template, files, (limits, network)).await?)
+            };
+            output.booting(started).await
         }
         .boxed()
     }
@@ -235,8 +238,8 @@ impl Qemu {
                     Probe::Unusable { reason: error.to_line(), hint: "or use another runner, such as `sandbox`".into() }
                 }
                 (_, Err(error)) => Probe::Unusable {
-                    reason: error.to_string(),
-                    hint: "check the store's directory (HM_CACHE_DIR)".into(),
+                    reason: format!("the store cannot be used: {}", error.to_line()),
+                    hint: "set HM_CACHE_DIR to a directory that you can write to".into(),
                 },
             }
         }

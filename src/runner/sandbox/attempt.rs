@@ -389,7 +389,7 @@ impl Step {
                 self.progress.ended_all = true;
                 tracing::warn!("processes of a step are still running after being killed");
             }
-            Some((Report::NeedsIdMap | Report::Network { .. } | Report::Unpacked(_), _)) => {}
+            Some((Report::NeedsIdMap | Report::Network { .. } | Report::Unpacked(_) | Report::Retimed(_), _)) => {}
         }
         Ok(())
     }

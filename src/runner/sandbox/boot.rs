@@ -4,6 +4,8 @@ use crate::image;
 use crate::source;
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,16 +14,16 @@ use super::{
     cache_dirs::{AttachedCache, WantedCache},
     inputs::ShownInput,
     jail::{self, Bind, MountApi, Overlay, UpperDir},
-    overlays::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
+    overlay_pool::{self, BuildOverlays, HostOverlay, HostOverlaySpec, Overlays, c_path, overlay},
 };
 use crate::{
     image::{HostImage, Images},
     model::SnapshotRef,
     runner::{
-        ExecutorInput, RunnerError, StepContext,
+        ExecutorInput, Limits, RunnerError, StepContext,
         image_notes::{StepNotes, no_image},
     },
-    source::{FrozenSource, SourceDelta},
+    source::{FrozenSource, HiddenFiles, SourceDelta},
     store::{
         Base, CacheDir, CommitRequest, IdMap, LayerId, MAX_LAYERS, Snapshot, SourceId, Staging, Store, StoreError, tree,
     },
@@ -41,7 +43,7 @@ pub(super) struct Boot {
     pub(super) binds: Vec<Bind>,
     pub(super) caches: Vec<AttachedCache>,
     /// Copies of files of other steps, which `binds` mounts.
-    pub(super) inputs: Vec<ShownInput>,
+    pub(super) inputs: Option<Arc<Vec<ShownInput>>>,
     pub(super) staging: Staging,
     /// The variables that the image sets.
     pub(super) env: BTreeMap<String, String>,
@@ -52,7 +54,7 @@ pub(super) struct Boot {
     /// The overlays of the host image that `binds` mounts.
     overlays: Vec<HostOverlay>,
     /// The host image, if the root is based on it.
-    _image: Option<Arc<HostImage>>,
+    image: Option<Arc<HostImage>>,
     /// The build whose other steps may reuse the overlays afterwards.
     build: Option<BuildOverlays>,
 }
@@ -117,6 +119,8 @@ pub(super) struct BootContext<'a> {
     pub(super) mount_api: MountApi,
     /// The cache directories of the step.
     pub(super) caches: Vec<WantedCache>,
+    /// The files of the source that the step does not see.
+    pub(super) hidden: Option<HiddenFiles>,
 }
 
 /// The filesystems of a step, before those of the host image are mounted.
@@ -134,12 +138,27 @@ struct Inherited<'a> {
     parent: Option<&'a Snapshot>,
     /// The layer over the parent's, if the source changed since.
     delta: Option<&'a LayerId>,
+    /// The layer over the source's, if the step does not see all of it.
+    mask: Option<&'a LayerId>,
+}
+
+/// What a step boots with that does not see all files of its source. It is no part of its snapshot.
+struct Hiding {
+    mask: LayerId,
+    /// What changed in the files that are seen, in place of the whole delta.
+    delta: Option<LayerId>,
 }
 
 impl BootContext<'_> {
+    /// Hides the files of the source that the step does not see.
+    pub(super) fn hiding(mut self, limits: &Limits) -> Self {
+        self.hidden.clone_from(&limits.ignore);
+        self
+    }
+
     /// Looks up what `input` boots from, and creates the layer that it writes to.
     pub(super) async fn boot(&self, ctx: &StepContext, input: &ExecutorInput) -> Result<Boot, RunnerError> {
-        let source = ctx.archives.freeze(self.store).await.map_err(failed("freeze the source"))?;
+        let source = ctx.frozen_source(self.store).await.map_err(failed("freeze the source"))?;
         let parent = match &input.parent_snapshot {
             Some(snapshot) => Some(self.store.snapshots().get(snapshot).map_err(failed("read the parent's snapshot"))?),
             None => None,
@@ -175,32 +194,27 @@ impl BootContext<'_> {
         let caches = self.caches.iter().map(|wanted| AttachedCache::attach(self.store, wanted));
         let caches = caches.collect::<Result<Vec<_>, _>>().map_err(failed("attach a cache directory"))?;
         let delta = self.delta(source, parent.as_ref(), &caches).await?;
-        let inherited = Inherited { parent: parent.as_deref(), delta: delta.layer.as_ref() };
+        let hiding = match self.hidden.as_ref().filter(|hidden| !hidden.is_empty()) {
+            Some(hidden) => Some(Box::pin(self.hide(source, parent.as_ref(), hidden)).await?),
+            None => None,
+        };
+        let inherited = match &hiding {
+            Some(Hiding { mask, delta }) => {
+                Inherited { parent: parent.as_deref(), delta: delta.as_ref(), mask: Some(mask) }
+            }
+            None => Inherited { parent: parent.as_deref(), delta: delta.layer.as_ref(), mask: None },
+        };
         let Plan { root, mut binds, staging, env, host } =
             self.plan(source, inherited, &base, image.as_deref(), has_secrets)?;
-        let mounting = overlays::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
+        let mounting = overlay_pool::obtain(host, build.as_ref(), self.store, self.zygote, self.mount_api);
         let overlays = mounting.await?;
         let shown = overlays.iter().map(HostOverlay::bind).collect::<Result<Vec<_>, _>>()?;
         // Bound host directories may lie below the overlays, so the overlays come first.
         binds.splice(0..0, shown);
         let (source, id_map) = (source.id.clone(), self.zygote.id_map());
         let seen = SeenSource { source, delta };
-        let inputs = Vec::new();
-        Ok(Boot {
-            root,
-            binds,
-            caches,
-            inputs,
-            staging,
-            env,
-            parent,
-            base,
-            seen,
-            id_map,
-            overlays,
-            _image: image,
-            build,
-        })
+        let inputs = None;
+        Ok(Boot { root, binds, caches, inputs, staging, env, parent, base, seen, id_map, overlays, image, build })
     }
 
     /// Returns the current state of the machine. The steps of a build share the state that the first of them
@@ -241,10 +255,31 @@ impl BootContext<'_> {
         Box::pin(delta).await
     }
 
+    /// Returns what hides files of the source.
+    async fn hide(
+        &self,
+        source: &FrozenSource,
+        parent: Option<&Arc<Snapshot>>,
+        hidden: &HiddenFiles,
+    ) -> Result<Hiding, RunnerError> {
+        let is_older = |parent: &&Arc<Snapshot>| parent.id_map == self.zygote.id_map() && parent.source != source.id;
+        let parent = parent.filter(is_older).cloned();
+        let (store, source, hidden) = (Arc::clone(self.store), source.clone(), hidden.clone());
+        RunnerError::blocking("hide files of the source", move || {
+            let mask = source::mask(&store, &source, &hidden)?;
+            let delta = match parent {
+                Some(parent) => source::delta_of_shown(&store, &parent, &source, &hidden)?,
+                None => None,
+            };
+            Ok(Hiding { mask, delta })
+        })
+        .await
+    }
+
     fn plan(
         &self,
         source: &FrozenSource,
-        Inherited { parent, delta }: Inherited<'_>,
+        Inherited { parent, delta, mask }: Inherited<'_>,
         base: &Base,
         host_image: Option<&HostImage>,
         has_secrets: bool,
@@ -266,7 +301,8 @@ impl BootContext<'_> {
             return Err(failed("use the image")(StoreError::StoreWithinImage { store, within }));
         }
         let layers = parent.iter().flat_map(|parent| &parent.layers);
-        let mut lowers: Vec<PathBuf> = delta.into_iter().chain(layers).map(|it| self.store.layers().dir(it)).collect();
+        let layers = delta.into_iter().chain(layers).chain(mask);
+        let mut lowers: Vec<PathBuf> = layers.map(|it| self.store.layers().dir(it)).collect();
         lowers.extend_from_slice(&source.roots);
 
         let staging = self.store.stage().map_err(failed("make the step's layer"))?;
@@ -342,7 +378,7 @@ impl Boot {
             let layers = parent.iter().flat_map(|parent| &parent.layers).map(|layer| store.layers().dir(layer));
             layers.chain(["/".into()]).collect()
         };
-        overlays::commit(overlays, build.as_ref(), &staging, lowers)?;
+        overlay_pool::commit(overlays, build.as_ref(), &staging, lowers)?;
         let request = CommitRequest { parent: parent.as_deref(), base, source, delta: delta.layer, id_map };
         store.commit(staging, request)
     }
@@ -350,7 +386,7 @@ impl Boot {
     /// Discards the writes of a step whose processes are dead.
     pub(super) fn discard(self) {
         if let Some(build) = &self.build {
-            overlays::give_back(self.overlays, build);
+            overlay_pool::give_back(self.overlays, build);
         }
     }
 
@@ -361,6 +397,23 @@ impl Boot {
     pub(super) fn uppers(&self) -> Result<Vec<UpperDir>, RunnerError> {
         let root = UpperDir { source: self.root.upper.clone(), target: c"/".into() };
         std::iter::once(Ok(root)).chain(self.overlays.iter().map(HostOverlay::upper)).collect()
+    }
+
+    /// Returns the directories of this machine that can change while a step runs: the paths at which the step
+    /// sees them, and their own. What hm itself made, in `store`, does not change.
+    pub(super) fn machine_dirs(&self, store: &Path) -> Vec<(PathBuf, PathBuf)> {
+        let image = self.image.iter().flat_map(|image| &image.dirs);
+        let host = image.flat_map(|dir| dir.lowers.iter().map(|lower| (Path::new("/").join(&dir.path), lower.clone())));
+        let rootfs = match &self.base {
+            Base::Rootfs(dir) => Some((PathBuf::from("/"), dir.clone())),
+            Base::Host | Base::Image(_) => None,
+        };
+        // An image's step sees the machine's own file.
+        let resolver = self.binds.iter().filter_map(|bind| {
+            let path = |text: &std::ffi::CStr| PathBuf::from(OsStr::from_bytes(text.to_bytes()));
+            (bind.target.to_bytes() == b"/etc/resolv.conf").then(|| (path(&bind.target), path(&bind.source)))
+        });
+        host.chain(rootfs).chain(resolver).filter(|(_, dir)| !dir.starts_with(store)).collect()
     }
 
     /// Returns whether the commit may merge layers.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{
     boot::Boot,
     jail::InnerOverlay,
-    overlays::{c_path, overlay},
+    overlay_pool::{c_path, overlay},
 };
 use crate::{
     image::Notes,

@@ -148,6 +148,12 @@ impl Limited {
         self.memory_bytes.filter(|_| self.groups.iter().any(Group::oom_killed))
     }
 
+    /// Returns whether the kernel killed a process because of the memory limit, or refused one because of
+    /// that on processes.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.oom_killed().is_some() || self.too_many_processes().is_some()
+    }
+
     /// Returns the limit on processes, if the kernel refused the step a process because of it.
     pub(super) fn too_many_processes(&self) -> Option<u64> {
         self.pids.filter(|_| self.groups.iter().any(Group::refused_processes))

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::{
     attempt, cgroup,
     jail::{self, JailSpec, MountApi, Overlay, Root, SetupError, UserNamespace},
-    runner::{SandboxRunner, c_string},
+    runner::SandboxRunner,
+    step_spec::c_string,
 };
 use crate::{
     runner::{Probe, RunnerError},
@@ -64,15 +65,22 @@ impl Failure {
     pub(super) fn new(error: impl Into<anyhow::Error>, hint: impl AsRef<str>) -> Self {
         Self { reason: format!("{:#}", error.into()), hint: format!("{}, {LAST_RESORT}", hint.as_ref()) }
     }
+
+    /// Returns the failure of the store, without which no other runner works, either.
+    pub(super) fn of_store(error: StoreError) -> Self {
+        Self {
+            reason: format!("the store cannot be used: {:#}", anyhow::Error::new(error)),
+            hint: "set HM_CACHE_DIR to a directory that you can write to".into(),
+        }
+    }
 }
 
 impl SandboxRunner {
     /// Sets up a jail and tears it down.
     async fn trial(&self) -> Result<UserNamespace, Failure> {
-        let store_failed = |error: StoreError| Failure::new(error, "check the store's directory (HM_CACHE_DIR)");
-        let store = self.store().map_err(store_failed)?;
+        let store = self.store().map_err(Failure::of_store)?;
         let zygote = self.zygote(&store).await.map_err(start_failure)?;
-        let (lower, staging) = (store.stage().map_err(store_failed)?, store.stage().map_err(store_failed)?);
+        let (lower, staging) = (store.stage().map_err(Failure::of_store)?, store.stage().map_err(Failure::of_store)?);
         let path = |path: &Path| {
             use std::os::unix::ffi::OsStrExt;
             c_string("the store's path", path.as_os_str().as_bytes())

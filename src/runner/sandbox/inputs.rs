@@ -17,7 +17,7 @@ use super::{
     SandboxRunner,
     boot::{Boot, failed},
     jail::Bind,
-    overlays::c_path,
+    overlay_pool::c_path,
     visit::{Streams, Visit, VisitError, VisitOperation},
 };
 use crate::{
@@ -79,30 +79,51 @@ impl SandboxRunner {
         input: &ExecutorInput,
         boot: &mut Boot,
     ) -> Result<(), RunnerError> {
-        if input.inputs.is_empty() {
+        if input.inputs().is_empty() {
+            return Ok(());
+        }
+        if let Some(shown) = ctx.kept() {
+            boot.inputs = Some(shown);
             return Ok(());
         }
         // Boxed, because most steps have none.
         let bringing = Box::pin(async {
-            let source = ctx.archives.freeze(store).await.map_err(failed("freeze the source"))?;
-            for files in &input.inputs {
-                let permit = self.input_read().await?;
+            let source = ctx.frozen_source(store).await.map_err(failed("freeze the source"))?;
+            let mut shown = Vec::with_capacity(input.inputs().len());
+            for files in input.inputs() {
                 let copy = InputCopy::new(store).map_err(failed("make a directory for files of another step"))?;
                 let (source_path, target) = (c_path(&copy.files())?, c_path(Path::new(&*files.target))?);
-                let (_, copy) = self.read_input(store, (&source, files), Some(copy), permit).await?;
-                let bind = Bind { source: source_path, target, writable: false };
-                boot.inputs.extend(copy.map(|copy| ShownInput { bind, _copy: copy }));
+                let taking = move |stream: &mut dyn Read| tree::copy_out(stream, &copy.files()).map(|()| copy);
+                let copy = self.take_input(store, (&source, files), taking).await?;
+                shown.push(ShownInput { bind: Bind { source: source_path, target, writable: false }, _copy: copy });
             }
-            Ok(())
+            Ok::<_, RunnerError>(Arc::new(shown))
         });
-        tokio::select! {
+        let shown = tokio::select! {
             biased;
-            () = ctx.cancel.cancelled() => Err(ctx.interrupted()),
-            brought = bringing => brought,
-        }
+            () = ctx.cancel.cancelled() => return Err(ctx.interrupted()),
+            brought = bringing => brought?,
+        };
+        ctx.keep_for_next(&shown);
+        boot.inputs = Some(shown);
+        Ok(())
     }
 
-    pub(super) fn boxed_input_digest<'a>(
+    /// Reads an input as a plain stream, and returns what `taking` makes of it.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the visit ends, and `taking` sees the end of the stream.
+    pub(crate) async fn take_input<T: Send + 'static>(
+        &self,
+        store: &Arc<Store>,
+        from: (&FrozenSource, &InputFiles),
+        taking: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, RunnerError> {
+        let permit = self.input_read().await?;
+        Ok(self.read_input(store, from, permit, taking).await?.1)
+    }
+
+    pub(crate) fn boxed_input_digest<'a>(
         &'a self,
         source: &'a RunSource,
         input: &'a InputFiles,
@@ -126,7 +147,7 @@ impl SandboxRunner {
             if let Some(digest) = known().await? {
                 return Ok(digest);
             }
-            let (digest, _) = self.read_input(&store, (&frozen, input), None, permit).await?;
+            let (digest, ()) = self.read_input(&store, (&frozen, input), permit, |_| Ok(())).await?;
             let (snapshot, path) = (snapshot.clone(), Arc::clone(path));
             let remember = move || Ok(store.digests().remember_input((&snapshot, &frozen.id), &path, &digest)?);
             if let Err(error) = RunnerError::blocking("write the store's index", remember).await {
@@ -143,23 +164,23 @@ impl SandboxRunner {
         permit.map_err(|error| RunnerError::infrastructure("wait for readers of other steps' files", error))
     }
 
-    /// Reads an input, and writes it to `copy`, if there is one. Returns its digest.
-    async fn read_input(
+    /// Reads an input. Returns its digest, and what `taking` makes of the stream.
+    async fn read_input<T: Send + 'static>(
         &self,
         store: &Arc<Store>,
         (source, input): (&FrozenSource, &InputFiles),
-        copy: Option<InputCopy>,
         permit: OwnedSemaphorePermit,
-    ) -> Result<([u8; 32], Option<InputCopy>), RunnerError> {
+        taking: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+    ) -> Result<([u8; 32], T), RunnerError> {
         let doing = "read files of another step";
         let failed = |error: io::Error| RunnerError::infrastructure(doing, error);
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
-        // The thread owns the copy and the permit: it may still write after this future was dropped.
+        // The thread owns the permit, and what it writes to: it may still write after this future was
+        // dropped.
         let receiving = blocking::run(doing, move || {
             let _permit = permit;
-            let received = receive(File::from(read), copy.as_ref());
-            Ok::<_, RunnerError>((received, copy))
+            Ok::<_, RunnerError>(receive(File::from(read), taking))
         });
         let visiting = async {
             let operation = VisitOperation::PackPlain { path: PathBuf::from(&*input.path) };
@@ -167,9 +188,8 @@ impl SandboxRunner {
             self.visit(Visit::new(&input.snapshot, source, operation), streams).await
         };
         let (visited, received) = tokio::join!(visiting, receiving);
-        let (received, copy) = received?;
-        match (visited, received) {
-            (Ok(0), Ok(digest)) => Ok((digest, copy)),
+        match (visited, received?) {
+            (Ok(0), Ok(received)) => Ok(received),
             (Err(VisitError::Operation { source, .. }), _) if is_number(&source, &[Errno::FBIG]) => {
                 Err(RunnerError::unsupported(format!(
                     "{} of step `{}`, which `inputs` names, is larger than 4 GiB: name a smaller part of it, or build in \
@@ -178,13 +198,10 @@ impl SandboxRunner {
                 )))
             }
             // If the copy cannot be written, the visitor loses its reader.
-            (_, Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => {
-                let within = copy.map_or_else(|| store.dir().into(), |copy| copy.files());
-                Err(RunnerError::infrastructure(
-                    format_args!("copy {} of step `{}`", input.path, input.step),
-                    StoreError::io("write", within, error),
-                ))
-            }
+            (_, Err(error)) if error.kind() != io::ErrorKind::UnexpectedEof => Err(RunnerError::infrastructure(
+                format_args!("copy {} of step `{}`", input.path, input.step),
+                StoreError::io("write", store.dir(), error),
+            )),
             (Err(VisitError::Operation { source, .. }), _) if is_about_the_path(&source) => {
                 Err(RunnerError::unsupported(format!(
                     "step `{}` has no file or directory {} ({source}), which `inputs` names: correct the path, or let the \
@@ -201,17 +218,15 @@ impl SandboxRunner {
     }
 }
 
-/// Receives a plain stream. Returns its digest.
-fn receive(stream: impl Read, copy: Option<&InputCopy>) -> io::Result<[u8; 32]> {
+/// Receives a plain stream. Returns its digest, and what `taking` makes of it.
+fn receive<T>(stream: impl Read, taking: impl FnOnce(&mut dyn Read) -> io::Result<T>) -> io::Result<([u8; 32], T)> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(CONTEXT);
     let mut stream = Hashing { stream, hasher };
-    if let Some(copy) = copy {
-        tree::copy_out(&mut stream, &copy.files())?;
-    }
-    // What follows the last entry is part of the digest, too.
+    let taken = taking(&mut stream)?;
+    // What is not taken is part of the digest, too.
     io::copy(&mut stream, &mut io::sink())?;
-    Ok(*stream.hasher.finalize().as_bytes())
+    Ok((*stream.hasher.finalize().as_bytes(), taken))
 }
 
 /// A stream whose bytes are hashed as they are read.

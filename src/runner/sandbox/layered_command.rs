@@ -12,9 +12,10 @@ use super::{
     boot::{MOUNT_POINTS, failed},
     exit_code::exit_code,
     jail::{self, End, JailSpec, Root},
-    overlays::overlay,
+    overlay_pool::overlay,
     own_network::StepNamespace,
-    runner::{SandboxRunner, c_string, environment},
+    runner::SandboxRunner,
+    step_spec::{c_string, environment},
 };
 use crate::{
     ir::Env,

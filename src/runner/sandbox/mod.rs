@@ -24,27 +24,33 @@ mod export;
 mod inputs;
 mod layered_command;
 mod outputs;
-mod overlays;
+mod overlay_pool;
 mod own_network;
+mod placing;
+mod reuse;
 mod runner;
 #[cfg(feature = "qemu")]
 mod serve;
 mod services;
+mod shadow;
 mod step_output;
+mod step_spec;
 mod traced;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};
 pub use cgroup::reap_control_groups;
 pub use checks::{Check, checks};
-pub use confined::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, OutputStream};
+pub use confined::{
+    ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, ConfinedOutput, KeptOutput, KeptOutputs, OutputStream,
+};
 pub use export::SandboxExportError;
 pub(crate) use layered_command::LayeredCommand;
-pub(crate) use runner::c_string;
 pub use runner::{SandboxBuilder, SandboxRunner};
 #[cfg(feature = "qemu")]
 pub(crate) use serve::{Files, Program, ProgramNetwork, Serving};
 pub(crate) use step_output::StepOutput;
+pub(crate) use step_spec::c_string;
 pub use visit::{Streams, Visit, VisitError, VisitOperation};
 
 pub use crate::{

@@ -17,14 +17,14 @@ use super::{
     attempt,
     boot::{Boot, failed},
     jail::{End, InnerOverlay, JailSpec, Overlay, Pack, Root},
-    overlays::c_path,
+    overlay_pool::c_path,
     own_network::StepNamespace,
     runner::SandboxRunner,
 };
 use crate::{
     model::SnapshotRef,
     outputs::{LIMITS, Received, StepOutputs},
-    runner::{RunnerError, StepContext},
+    runner::{Limits, RunnerError, StepContext},
     store::{Staging, Store},
     userns::Zygote,
 };
@@ -57,10 +57,14 @@ impl SandboxRunner {
             let copied = async {
                 let store = self.store().map_err(failed("open the store"))?;
                 let zygote = self.zygote(&store).await?;
-                let source = ctx.archives.freeze(&store).await.map_err(failed("freeze the source"))?;
+                let source = ctx.frozen_source(&store).await.map_err(failed("freeze the source"))?;
                 let snapshot = store.snapshots().get(&snapshot).map_err(failed("read the snapshot"))?;
                 let base = snapshot.base.clone();
-                let context = self.boot_context(&store, &zygote);
+                let mut context = self.boot_context(&store, &zygote);
+                // As the step saw them.
+                if let Some(step) = &ctx.found_step {
+                    context.hidden = Limits::of_args(step.runner_args.as_ref())?.ignore;
+                }
                 let boot = context.boot_over(&source, Some(snapshot), base, false, None).await?;
                 self.read_outputs(&zygote, (&store, &boot), outputs, WORKDIR).await
             };

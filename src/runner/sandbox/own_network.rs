@@ -14,7 +14,6 @@ use crate::{
     model::Connection,
     network::{self, Access, ConnectionSink, NetworkError, NetworkSummary},
     runner::{Limits, Network, Probe, RunnerError},
-    store::StoreError,
     sync::Mutex,
     userns::Zygote,
 };
@@ -143,8 +142,7 @@ impl SandboxRunner {
     }
 
     async fn network_trial(&self) -> Result<(), Failure> {
-        let store_failed = |error: StoreError| Failure::new(error, "check the store's directory (HM_CACHE_DIR)");
-        let store = self.store().map_err(store_failed)?;
+        let store = self.store().map_err(Failure::of_store)?;
         let zygote = self.zygote(&store).await.map_err(start_failure)?;
         self.networks.prepare(&zygote).await.map_err(|error| Failure {
             reason: format!("steps cannot have a network of their own: {:#}", anyhow::Error::new(error)),

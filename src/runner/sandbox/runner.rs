@@ -1,8 +1,6 @@
 //! The runner itself: one attempt from its input to its snapshot.
 
 use std::{
-    collections::BTreeMap,
-    ffi::CString,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
@@ -16,25 +14,27 @@ use tokio::sync::Semaphore;
 
 use super::{
     attempt::Supervised,
-    boot::{Boot, BootContext, LayerDirs, commit},
-    cache_dirs::{self, AttachedCache},
+    boot::{BootContext, LayerDirs, commit},
+    cache_dirs,
     cgroup::Limited,
     checks,
     exit_code::exit_code,
     inputs::INPUT_READS,
-    jail::{DEFAULT_ENV, End, JailPlace, JailSpec, MountApi, Root, SecretFile, UserNamespace},
-    overlays::Overlays,
+    jail::{End, JailPlace, JailSpec, MountApi, Root, UserNamespace},
+    overlay_pool::Overlays,
     own_network,
+    shadow::judge,
+    step_spec::c_string,
     traced::{Once, Ran},
 };
 use crate::{
     image::{ImageOptions, Images, image_identity},
-    ir::Env,
     model::SnapshotRef,
-    network::{Networks, resolver_config},
+    network::Networks,
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Network, Probe, RunnerCapabilities,
-        RunnerError, StepContext, StepResult, StepRunner, check_network, image_notes::no_image, kept_steps,
+        ArgsSchema, CacheIdentity, ExecutorInput, ImageSupport, InputFiles, Limits, Probe, RunnerCapabilities,
+        RunnerError, StepContext, StepResult, StepRunner, TraceLookup, check_network, image_notes::no_image,
+        kept_steps, services::beside::FAILED,
     },
     source::RunSource,
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
@@ -64,6 +64,12 @@ pub(super) struct Config {
     images: ImageOptions,
     mount_api: Option<MountApi>,
     keep_failed: bool,
+}
+
+impl Config {
+    fn mount_api(&self) -> MountApi {
+        self.mount_api.unwrap_or_else(MountApi::of_this_kernel)
+    }
 }
 
 /// A builder for a [`SandboxRunner`].
@@ -199,10 +205,6 @@ impl SandboxRunner {
         self.config.store.get()
     }
 
-    pub(super) fn mount_api(&self) -> MountApi {
-        self.config.mount_api.unwrap_or_else(MountApi::of_this_kernel)
-    }
-
     /// Returns the helper in the steps' user namespace, for other parts of this process that need one.
     #[must_use]
     pub fn userns(&self) -> &Arc<UsernsHelper> {
@@ -227,8 +229,9 @@ impl SandboxRunner {
             host_dirs: &self.config.host_dirs,
             overlays: &self.overlays,
             zygote,
-            mount_api: self.mount_api(),
+            mount_api: self.config.mount_api(),
             caches: Vec::new(),
+            hidden: None,
         }
     }
 
@@ -236,7 +239,7 @@ impl SandboxRunner {
     pub(super) fn jail(&self, zygote: &Zygote, mountpoint: &Path, root: Root) -> Result<JailSpec, RunnerError> {
         Ok(JailSpec {
             user_namespace: zygote.user_namespace(),
-            mount_api: self.mount_api(),
+            mount_api: self.config.mount_api(),
             mountpoint: c_string("the store's path", mountpoint.as_os_str().as_bytes())?,
             root,
             place: JailPlace::Root,
@@ -259,47 +262,13 @@ impl SandboxRunner {
         })
     }
 
-    /// Adds a step's command, limits and secrets to its jail.
-    pub(super) fn spec(
-        jail: JailSpec,
-        boot: &Boot,
-        (limits, limited): (&Limits, &Limited),
-        ctx: &StepContext,
-        input: &ExecutorInput,
-    ) -> Result<JailSpec, RunnerError> {
-        let secret = |(name, value): (&str, &[u8])| -> Result<SecretFile, RunnerError> {
-            if matches!(name, "" | "." | "..") || name.contains('/') {
-                return Err(RunnerError::unsupported(format!(
-                    "invalid secret name `{name}`: it is the name of a file"
-                )));
-            }
-            Ok(SecretFile { name: c_string("a secret's name", name)?, value: value.to_owned() })
-        };
-        Ok(JailSpec {
-            binds: boot.binds.iter().chain(boot.inputs.iter().map(|input| &input.bind)).cloned().collect(),
-            overlays: boot.caches.iter().map(AttachedCache::mount).collect::<Result<_, _>>()?,
-            secrets: ctx.secrets.iter().map(secret).collect::<Result<_, _>>()?,
-            resolver: (limits.network == Network::Private).then(resolver_config),
-            own_names: limits.services.keys().cloned().collect(),
-            shares_network: limits.network == Network::Host,
-            cgroups: limited.procs(),
-            group_views: limited.views(),
-            watch: limited.watch(),
-            memory_bytes: limits.memory.map(|memory| memory.bytes),
-            workdir: c_string("the work directory", &*input.workdir)?,
-            argv: vec![c"/bin/sh".into(), c"-c".into(), c_string("the command", &*input.step.cmd)?],
-            env: environment(&boot.env, &input.env)?,
-            ..jail
-        })
-    }
-
     pub(super) fn hold(&self, limits: &Limits) -> Limited {
         let (limited, loose) = Limited::new(limits);
         if !loose.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
-            let loose = loose.join(", ");
             tracing::warn!(
                 "failed to make control groups: limits on memory and processes are enforced by polling every 50 ms, \
-                 limits on CPUs not at all ({loose})"
+                 limits on CPUs not at all ({})",
+                loose.join(", ")
             );
         }
         limited
@@ -318,16 +287,22 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let Ran { mut boot, limited, started, ended, all_dead, hint, .. } = match &ctx.traces {
-                None => self.once(once, None).await?,
-                // Boxed, because most steps are not traced.
-                Some(dir) => Box::pin(self.traced(once, dir)).await?,
-            };
+            let dir = ctx.traces.as_ref().or(ctx.reuse.as_ref().map(|reuse| &reuse.dir));
+            let Ran { mut boot, limited, started, ended, all_dead, service_failed, hint, shadowed, read, .. } =
+                match dir {
+                    None => self.once(once, None).await?,
+                    // Boxed, because most steps are not traced.
+                    Some(dir) => Box::pin(self.traced(once, dir)).await?,
+                };
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
-                    let code = exit_code(&end, &limits, &limited);
-                    (code.and_then(|code| started.ended(code)), usage)
+                    let code = match service_failed && limited.is_exceeded() {
+                        // A service exceeded a limit: the step ends as for any failure of a service.
+                        true => Ok(FAILED),
+                        false => exit_code(&end, &limits, &limited).and_then(|code| started.ended(code)),
+                    };
+                    (code, usage)
                 }
                 Err(error) => (Err(error), None),
             };
@@ -339,13 +314,21 @@ impl SandboxRunner {
             let config = || SnapshotConfig {
                 host_dirs: self.config.host_dirs.clone(),
                 had_secrets: !ctx.secrets.is_empty(),
-                ..input.snapshot_config()
+                ..input.snapshot_config(&ctx.event_bus)
             };
             if let Ok(0) = ended {
                 cache_dirs::keep(&mut boot, &store, ctx, input.step_id).await?;
             }
-            let committed_snapshot = match &ended {
-                Ok(0) if input.cache_lookup.commits() => {
+            let is_wanted = input.cache_lookup.commits();
+            let mut committed_snapshot = match &ended {
+                // It is only compared.
+                Ok(0) if !is_wanted && shadowed.is_some() => commit(boot, &store)
+                    .await
+                    .inspect_err(|error| {
+                        tracing::warn!("step {} was not compared: {}", input.step.key, error.to_line());
+                    })
+                    .ok(),
+                Ok(0) if is_wanted => {
                     let snapshot = commit(boot, &store).await?;
                     store.snapshots().describe(&snapshot, Arc::new(config()));
                     if ctx.keep {
@@ -362,8 +345,22 @@ impl SandboxRunner {
                     None
                 }
             };
+            if let Some(shadowed) = shadowed {
+                let end = (ended.as_ref().ok().copied(), committed_snapshot.as_ref());
+                Box::pin(judge(once, shadowed, end)).await;
+                if let Some(unwanted) = committed_snapshot.take_if(|_| !is_wanted) {
+                    self.reap_snapshots(vec![unwanted]).await;
+                }
+            }
+            let traced = match (&ctx.reuse, read, &committed_snapshot) {
+                (Some(reuse), Some(read), Some(snapshot)) => {
+                    Box::pin(self.traced_result(once, (reuse, *read), snapshot)).await
+                }
+                _ => None,
+            };
             let exit_code = ended.map_err(|error| error.with_usage(usage))?;
-            Ok(StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage).with_hint(hint))
+            let result = StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage);
+            Ok(StepResult { traced, ..result.with_hint(hint) })
         }
         .boxed()
     }
@@ -427,6 +424,10 @@ impl StepRunner for SandboxRunner {
         self.boxed_input_digest(source, input).await
     }
 
+    async fn look_up_trace(&self, ctx: &StepContext, input: ExecutorInput) -> Result<TraceLookup, RunnerError> {
+        self.boxed_look_up_trace(ctx, input).await
+    }
+
     fn capabilities(&self) -> RunnerCapabilities {
         RunnerCapabilities {
             grace: true,
@@ -452,15 +453,4 @@ impl StepRunner for SandboxRunner {
     fn args_schema(&self) -> ArgsSchema {
         ArgsSchema::of::<Limits>().with_check(check_network).not_in_keys(cache_dirs::NOT_IN_KEYS)
     }
-}
-
-/// Returns the command's variables. The step's own override the image's, which override the defaults.
-pub(super) fn environment(image: &Env, env: &Env) -> Result<Vec<CString>, RunnerError> {
-    let mut all = BTreeMap::from(DEFAULT_ENV);
-    all.extend(image.iter().chain(env).map(|(name, value)| (name.as_str(), value.as_str())));
-    all.into_iter().map(|(name, value)| c_string(name, format!("{name}={value}"))).collect()
-}
-
-pub(crate) fn c_string(what: &str, text: impl Into<Vec<u8>>) -> Result<CString, RunnerError> {
-    CString::new(text).map_err(|_| RunnerError::unsupported(format!("{what} contains a NUL byte")))
 }

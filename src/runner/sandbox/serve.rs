@@ -21,7 +21,8 @@ use super::{
     boot::{Boot, commit, failed},
     jail::{End, JailPlace, JailSpec, Root},
     own_network::{self, StepNamespace},
-    runner::{SandboxRunner, c_string, environment},
+    runner::SandboxRunner,
+    step_spec::{c_string, environment},
 };
 use crate::{
     event::EventBus,

@@ -8,18 +8,20 @@ use super::{
     boot::{Boot, BootContext, failed},
     cgroup::Limited,
     jail::{End, JailSpec, Root, SecretFile},
-    runner::{SandboxRunner, c_string, environment},
+    runner::SandboxRunner,
     step_output::StepOutput,
+    step_spec::{c_string, environment},
 };
 use crate::{
-    image::stored::program_of,
-    model::{SnapshotRef, StdStream, StepUsage},
+    image::{ImageProgram, stored::program_of},
+    model::{StdStream, StepUsage},
     network::resolver_config,
     runner::{
         ExecutorInput, Limits, RunnerError, ServiceArg, ServiceBase, StepContext,
         image_notes::{StepNotes, no_image},
-        services::{
-            Attempts, FAILED, ServiceAttempt, ServiceEnd, ServiceFailure, ServiceOutput, beside, command_line, grace,
+        services::beside::{
+            Attempts, EndedEarly, FAILED, ServiceAttempt, ServiceEnd, ServiceOutput, beside, command_line, grace,
+            program, ready_mark, snapshot_of,
         },
     },
     store::Base,
@@ -84,7 +86,7 @@ pub(super) async fn run(
         // No process was started.
         Err(error) => return Served { ended: Err(error), all_dead: true, hint: None },
     };
-    let served = run_with(&services, context, (ctx, input.step_id), order).await;
+    let served = run_with((&services, limits.1), context, (ctx, input.step_id), order).await;
     if served.all_dead {
         services.into_iter().for_each(|service| service.boot.discard());
     }
@@ -100,7 +102,7 @@ async fn service<'a>(
 ) -> Result<Service<'a>, RunnerError> {
     // The step's cache directories are its own.
     let context = runner.boot_context(context.store, context.zygote);
-    let source = ctx.archives.freeze(context.store).await.map_err(failed("freeze the source"))?;
+    let source = ctx.frozen_source(context.store).await.map_err(failed("freeze the source"))?;
     let id_map = context.zygote.id_map();
     let (parent, base) = match &arg.base {
         ServiceBase::Step(step) => {
@@ -115,15 +117,8 @@ async fn service<'a>(
             (None, fetched.map_err(no_image)?)
         }
     };
-    let (command, workdir) = match &arg.cmd {
-        Some(cmd) => (vec!["/bin/sh".to_owned(), "-c".to_owned(), cmd.clone()], input.workdir.to_string()),
-        None => match program_of(context.store, &base, id_map).map_err(no_image)? {
-            Some(program) => (program.argv, program.workdir),
-            None => {
-                return Err(RunnerError::unsupported(format!("service `{name}` needs a `cmd`: its image has none")));
-            }
-        },
-    };
+    let of_image = || program_of(context.store, &base, id_map).map_err(no_image);
+    let ImageProgram { argv, workdir } = program((name, arg), &input.workdir, of_image)?;
     let build = (base == Base::Host).then(|| context.overlays.of_build(ctx, input.run_id));
     let boot = context.boot_over(&source, parent, base, !arg.secrets.is_empty(), build).await?;
     let secret = |secret: &String| match ctx.secrets.iter().find(|(name, _)| name == secret) {
@@ -135,8 +130,8 @@ async fn service<'a>(
             secret.escape_debug()
         ))),
     };
-    let mark = arg.ready.is_some().then(|| format!("hm: {} is ready", Uuid::new_v4()));
-    let argv = command_line(arg, command, mark.as_deref().unwrap_or_default());
+    let mark = ready_mark(arg);
+    let argv = command_line(arg, argv, mark.as_deref().unwrap_or_default());
     let jail = runner.jail(context.zygote, context.store.dir(), Root::Overlay(boot.root.clone()))?;
     let spec = JailSpec {
         binds: boot.binds.clone(),
@@ -152,23 +147,27 @@ async fn service<'a>(
         secrets: arg.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         workdir: c_string("a service's work directory", workdir)?,
         argv: argv.into_iter().map(|part| c_string("a service's command", part)).collect::<Result<_, _>>()?,
-        env: environment(&boot.env, &arg.env.clone().into_iter().collect())?,
+        env: environment(&boot.env, &arg.env)?,
         ..jail
     };
     Ok(Service { name, arg, spec, boot, mark })
 }
 
-/// Returns the snapshot that a service boots from.
-fn snapshot_of<'a>(input: &'a ExecutorInput, name: &str, step: &str) -> Result<&'a SnapshotRef, RunnerError> {
-    input.service_snapshots.get(step).ok_or_else(|| {
-        RunnerError::unsupported(format!(
-            "service `{name}` boots from step `{step}`, which has no snapshot: it did not pass in this run"
-        ))
-    })
+/// Returns how a service ended. Its limits are those of its step's control groups, or else it was watched.
+fn service_end(end: &End, limited: &Limited) -> ServiceEnd {
+    match end {
+        End::OutOfMemory => ServiceEnd::OutOfMemory,
+        End::TooManyProcesses => ServiceEnd::TooManyProcesses,
+        End::Exited { code: 0 } => ServiceEnd::Exited(0),
+        _ if limited.oom_killed().is_some() => ServiceEnd::OutOfMemory,
+        End::Exited { .. } if limited.too_many_processes().is_some() => ServiceEnd::TooManyProcesses,
+        End::Exited { code } => ServiceEnd::Exited(*code),
+        _ => ServiceEnd::Killed,
+    }
 }
 
 async fn run_with(
-    services: &[Service<'_>],
+    (services, limited): (&[Service<'_>], &Limited),
     context: &BootContext<'_>,
     (ctx, step_id): (&StepContext, Uuid),
     order: Order<'_>,
@@ -185,17 +184,14 @@ async fn run_with(
         let control = Control { cancel: &stop, grace: grace(ctx.grace) };
         let of_service = Order { spec: &service.spec, network: order.network, trace: None };
         let attempt = async move {
+            // Its files are there: what is left takes milliseconds.
+            output.started();
             let ended = attempt::run(context.zygote, of_service, control, output).await?;
             if let Some(usage) = ended.usage {
                 let mut used = used.lock();
                 *used = (used.0.saturating_add(usage.peak_memory_bytes), used.1.saturating_add(usage.cpu_ms));
             }
-            Ok(match ended.end {
-                End::Exited { code } => ServiceEnd::Exited(code),
-                End::OutOfMemory => ServiceEnd::OutOfMemory,
-                End::TooManyProcesses => ServiceEnd::TooManyProcesses,
-                _ => ServiceEnd::Killed,
-            })
+            Ok(service_end(&ended.end, limited))
         };
         ServiceAttempt { output, ready_timeout: service.arg.ready_timeout, attempt: Box::pin(attempt) }
     });
@@ -206,9 +202,8 @@ async fn run_with(
     let done = done.await;
     let was_ended = |ended: &Result<Supervised, _>| matches!(ended, Ok(Supervised { end: End::Interrupted, .. }));
     let all_dead = done.all_ended && done.step.as_ref().is_none_or(Result::is_ok);
-    match (done.step, done.failure) {
-        // It ended by itself, perhaps at the same moment as a service.
-        (Some(ended), _) if !was_ended(&ended) => {
+    match done.verdict(ctx, step_id, was_ended) {
+        Ok(ended) => {
             let (memory, cpu) = *used.lock();
             let both = |own: StepUsage| {
                 StepUsage::new(own.peak_memory_bytes.saturating_add(memory), own.cpu_ms.saturating_add(cpu))
@@ -216,13 +211,11 @@ async fn run_with(
             let ended = ended.map(|ended| Supervised { usage: ended.usage.map(both), ..ended });
             Served { ended, all_dead, hint: None }
         }
-        _ if ctx.cancel.is_cancelled() => Served::early(End::Interrupted, all_dead),
-        (_, Some(ServiceFailure::Broken(error))) => Served { ended: Err(error), all_dead, hint: None },
-        (_, Some(ServiceFailure::Failed(report))) => {
-            ctx.event_bus.lines_beside(step_id, StdStream::Stderr, report.text().as_bytes());
+        Err(EndedEarly::Interrupted) => Served::early(End::Interrupted, all_dead),
+        Err(EndedEarly::Broken(error)) => Served { ended: Err(error), all_dead, hint: None },
+        Err(EndedEarly::Failed(why)) => {
             let early = Served::early(End::Exited { code: FAILED }, all_dead);
-            Served { hint: Some(report.line()), ..early }
+            Served { hint: Some(why), ..early }
         }
-        (_, Some(ServiceFailure::Cancelled) | None) => Served::early(End::Interrupted, all_dead),
     }
 }

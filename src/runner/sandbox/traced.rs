@@ -10,6 +10,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
+    time::{Instant, SystemTime},
 };
 
 use rustix::fs::MemfdFlags;
@@ -24,9 +25,12 @@ use super::{
         trace::{Reason, Trace},
     },
     own_network::{self, Destinations, StepNamespace},
+    reuse::ReadByStep,
     runner::SandboxRunner,
     services::{self, Served},
+    shadow::Shadowed,
     step_output::StepOutput,
+    step_spec::step_spec,
 };
 use crate::{
     blocking, cache,
@@ -35,6 +39,7 @@ use crate::{
     network::NetworkSummary,
     runner::{ExecutorInput, Limits, Network, RunnerError, StepContext, machine_memory::MemoryWatch},
     store::Store,
+    tree::{self, FileTime},
     userns::Zygote,
 };
 
@@ -57,13 +62,21 @@ pub(super) struct Ran {
     pub(super) boot: Boot,
     pub(super) limited: Limited,
     pub(super) started: MemoryWatch,
+    /// The time that a file would have got when it started, if it was traced.
+    started_at: FileTime,
     pub(super) ended: Result<Supervised, RunnerError>,
     /// Whether all processes of the step and of its services are known to be dead.
     pub(super) all_dead: bool,
+    /// Whether the step ended because one of its services failed.
+    pub(super) service_failed: bool,
     /// What its services, or its connections, say about its failure, if it failed.
     pub(super) hint: Option<String>,
     /// Whether it certainly used no network.
     is_unused: bool,
+    /// What shadow mode knows of it, if the run is in that mode.
+    pub(super) shadowed: Option<Box<Shadowed>>,
+    /// What it read, if its result is to be found by that.
+    pub(super) read: Option<Box<ReadByStep>>,
 }
 
 impl SandboxRunner {
@@ -71,7 +84,7 @@ impl SandboxRunner {
     pub(super) async fn once(&self, once: Once<'_>, tracing: Option<&Tracing>) -> Result<Ran, RunnerError> {
         let Once { store, zygote, ctx, input, limits } = once;
         let trace = tracing.map(|tracing| &tracing.file);
-        let mut context = self.boot_context(store, zygote);
+        let mut context = self.boot_context(store, zygote).hiding(limits);
         context.caches = cache_dirs::wanted(&limits.caches, ctx, zygote.id_map());
         let destinations = tracing.map(|tracing| tracing.destinations.clone());
         let sink = own_network::journal(&ctx.event_bus, input.step_id, destinations);
@@ -80,13 +93,14 @@ impl SandboxRunner {
         self.bring_inputs(store, ctx, input, &mut boot).await?;
         let limited = self.hold(limits);
         let jail = self.jail(zygote, store.dir(), Root::Overlay(boot.root.clone()))?;
-        let mut spec = Self::spec(jail, &boot, (limits, &limited), ctx, input)?;
+        let mut spec = step_spec(jail, &boot, (limits, &limited), ctx, input)?;
         spec.trace = trace.map(|_| trace_spec(&boot)).transpose()?;
         let control = Control { cancel: &ctx.cancel, grace: ctx.grace };
         let output = StepOutput { bus: &ctx.event_bus, step_id: input.step_id };
         let namespace = StepNamespace::of(limits, network.as_ref());
         let order = Order { spec: &spec, network: namespace, trace: trace.map(AsFd::as_fd) };
         let started = MemoryWatch::start();
+        let started_at = trace.map(|_| tree::file_clock()).unwrap_or_default();
         let Served { ended, all_dead, hint } = match limits.services.is_empty() {
             true => Served::alone(attempt::run(zygote, order, control, &output).await),
             false => Box::pin(services::run(self, &context, ((limits, &limited), ctx, input), order)).await,
@@ -97,8 +111,10 @@ impl SandboxRunner {
         };
         // Checks of services are refused until those listen.
         summary.refused_within &= limits.services.is_empty();
+        let service_failed = hint.is_some();
         let hint = hint.or(own_network::hint(&summary));
-        Ok(Ran { boot, limited, started, ended, all_dead, hint, is_unused: summary.is_unused })
+        let (is_unused, shadowed, read) = (summary.is_unused, None, None);
+        Ok(Ran { boot, limited, started, started_at, ended, all_dead, service_failed, hint, is_unused, shadowed, read })
     }
 
     /// Runs the step's command and keeps its trace. If the command cannot be traced, runs it again.
@@ -106,7 +122,12 @@ impl SandboxRunner {
         let Once { ctx, input, limits, .. } = once;
         let traced = Traced { dir, ctx, input };
         traced.forget().await?;
+        let mut shadowed = match &ctx.shadow {
+            Some(mode) => Some(self.predict(once, mode).await),
+            None => None,
+        };
         let file = TraceFile::new().map_err(|error| RunnerError::infrastructure("make a file for the trace", error))?;
+        let since = (SystemTime::now(), Instant::now());
         let tracing = Tracing { file, destinations: Destinations::default() };
         let ran = self.once(once, Some(&tracing)).await?;
         match &ran.ended {
@@ -115,18 +136,29 @@ impl SandboxRunner {
                 drop(ran.limited);
                 ctx.event_bus.output(input.step_id, StdStream::Stderr, AGAIN.as_bytes()).await;
                 traced.keep_untraceable().await;
-                self.once(once, None).await
+                let ran = self.once(once, None).await?;
+                if let Some(shadowed) = &mut shadowed {
+                    shadowed.untraced();
+                }
+                Ok(Ran { shadowed, ..ran })
             }
-            Ok(Supervised { end: End::Exited { .. }, .. }) => {
+            Ok(Supervised { end: End::Exited { code }, .. }) => {
                 let variables = ran.boot.env.keys().cloned().collect();
                 let mut reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
                 // What a service answers depends on files that the step did not read.
                 reasons.extend(limits.services.keys().cloned().map(Reason::Service));
-                traced.keep(tracing.file, variables, reasons).await;
-                Ok(ran)
+                let trace = traced.keep(tracing.file, variables, reasons).await;
+                if let (0, Some(shadowed)) = (*code, &mut shadowed) {
+                    self.confirm(once, shadowed, trace.clone()).await;
+                }
+                let read = match trace.filter(|_| *code == 0 && ctx.reuse.is_some()) {
+                    Some(trace) => self.read_by(once, (since, ran.started_at), trace).await.map(Box::new),
+                    None => None,
+                };
+                Ok(Ran { shadowed, read, ..ran })
             }
-            // Such a step has no result that could be reused.
-            _ => Ok(ran),
+            // Such a step has no result that could be reused, but one may have been predicted.
+            _ => Ok(Ran { shadowed, ..ran }),
         }
     }
 }
@@ -156,7 +188,7 @@ impl TraceFile {
     }
 
     /// Reads what pid 1 wrote. It is influenced by the step.
-    fn read(self) -> io::Result<Trace> {
+    pub(super) fn read(self) -> io::Result<Trace> {
         let mut file = File::from(self.0);
         let mut bytes = Vec::new();
         file.rewind()?;
@@ -177,23 +209,26 @@ fn trace_spec(boot: &Boot) -> Result<TraceSpec, RunnerError> {
 }
 
 impl Traced<'_> {
-    /// Keeps the trace of an attempt. Traces are advisory: if one cannot be kept, that is a warning.
-    pub(super) async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) {
+    /// Keeps the trace of an attempt, and returns it. Traces are advisory: if one cannot be kept, that is a
+    /// warning.
+    async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) -> Option<Trace> {
         let Self { dir, ctx, input } = self;
         let variables = DEFAULT_ENV.iter().map(|(name, _)| (*name).to_owned());
         let variables = variables.chain(image_env).chain(input.env.keys().cloned()).collect();
         let secrets = Arc::clone(&ctx.secrets);
         let (dir, step) = (Arc::clone(dir), Arc::clone(&input.step.key));
-        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<()> {
+        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<Trace> {
             let mut trace = file.read()?;
             trace.variables = variables;
             trace.reasons.extend(reasons);
             leave_out(&mut trace, &SecretSearch::new(&secrets).map_err(io::Error::other)?);
-            write(&dir, &step, &trace)
+            write(&dir, &step, &trace)?;
+            Ok(trace)
         });
-        if let Err(error) = keeping.await {
-            tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key);
-        }
+        keeping
+            .await
+            .inspect_err(|error| tracing::warn!("failed to keep the trace of step {}: {error}", input.step.key))
+            .ok()
     }
 
     /// Removes the trace of an earlier attempt, which this one may not replace.

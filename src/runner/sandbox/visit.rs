@@ -14,9 +14,9 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::{
     SandboxRunner, attempt,
     jail::{End, JailSpec, Pack, Root, SetupError},
-    overlays::c_path,
+    overlay_pool::c_path,
     own_network::StepNamespace,
-    runner::{c_string, environment},
+    step_spec::{c_string, environment},
 };
 use crate::{
     model::SnapshotRef,

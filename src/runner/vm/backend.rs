@@ -6,11 +6,15 @@ use uuid::Uuid;
 
 use crate::{
     event::EventBus,
+    image::ImageProgram,
     ir::Env,
-    model::{SnapshotRef, StdStream},
+    model::{Activity, SnapshotRef, StdStream},
     outputs::StepOutputs,
-    runner::{CacheIdentity, Limits, Probe, RunnerCapabilities, RunnerError, StepContext},
-    source::FrozenSource,
+    runner::{
+        CacheIdentity, ExecutorInput, InputFiles, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
+        services::beside::ServiceOutput,
+    },
+    source::{FrozenSource, RunSource},
     store::{LayerId, Snapshot, Store},
 };
 
@@ -78,7 +82,61 @@ pub trait VmBackend: Send + Sync + fmt::Debug + 'static {
         output: &Output<'_>,
     ) -> impl Future<Output = Result<Self::Vm, RunnerError>> + Send {
         let _ = (ctx, context, limits, output);
-        async { Err(no_layers(Self::NAME)) }
+        async { Err(claims(Self::NAME, "layers of the store")) }
+    }
+
+    /// Starts a machine beside `vm` that does nothing but hold a network with a loopback device of its own.
+    /// The step's machine, and those of its services, [join](Vm::join) it. There, `names` lead to 127.0.0.1.
+    /// Called once for each attempt of a step with services, before any of those machines runs a command, if
+    /// the backend has the capability [`services`](RunnerCapabilities::services).
+    ///
+    /// # Errors
+    /// Returns the same errors as [`create`](Self::create).
+    ///
+    /// # Cancel safety
+    /// As [`create`](Self::create).
+    fn hold_network(
+        &self,
+        vm: &Self::Vm,
+        names: &[&str],
+    ) -> impl Future<Output = Result<Self::Vm, RunnerError>> + Send {
+        let _ = (vm, names);
+        async { Err(claims(Self::NAME, "services")) }
+    }
+
+    /// Shows the files of other steps, [`ExecutorInput::inputs`], to a machine that has run nothing yet,
+    /// read-only. They are no part of what the machine is saved as. Called if there are any, and the backend
+    /// has the capability [`inputs`](RunnerCapabilities::inputs).
+    ///
+    /// # Errors
+    /// Returns [`RunnerError::unsupported`] if something is not there, or another error if it cannot be read.
+    ///
+    /// # Cancel safety
+    /// As [`create`](Self::create).
+    fn bring_inputs(
+        &self,
+        ctx: &StepContext,
+        store: &Arc<Store>,
+        vm: &mut Self::Vm,
+        input: &ExecutorInput,
+    ) -> impl Future<Output = Result<(), RunnerError>> + Send {
+        let _ = (ctx, store, vm, input);
+        async { Err(claims(Self::NAME, "files of other steps")) }
+    }
+
+    /// Returns the digest of files of another step: see
+    /// [`StepRunner::input_digest`](crate::runner::StepRunner::input_digest).
+    ///
+    /// # Errors
+    /// As there.
+    fn input_digest(
+        &self,
+        store: &Arc<Store>,
+        source: &RunSource,
+        input: &InputFiles,
+    ) -> impl Future<Output = Result<[u8; 32], RunnerError>> + Send {
+        let _ = (store, source, input);
+        async { Err(claims(Self::NAME, "files of other steps")) }
     }
 
     /// Returns what goes into cache keys: see
@@ -158,9 +216,21 @@ pub trait Vm: Send + Sync {
     /// Returns an error if the files cannot be put there.
     fn inject(&mut self, files: Injection) -> impl Future<Output = Result<(), RunnerError>> + Send;
 
+    /// Puts the machine into the network that `holder` [holds](VmBackend::hold_network). Called at most once,
+    /// before [`exec`](Self::exec).
+    fn join(&mut self, holder: &Self, role: NetworkRole) {
+        let _ = (holder, role);
+    }
+
+    /// Returns the program that the machine's image runs by default. Services without a command run it.
+    fn program(&self) -> Option<ImageProgram> {
+        None
+    }
+
     /// Runs the command to its end, and returns its exit code, or 128+n after signal n. Called once. All
     /// output of the command must have been passed to `output` when this returns. Processes that the command
-    /// left may still be running, and their output is discarded.
+    /// left may still be running, and their output is discarded. A backend with the capability
+    /// [`services`](RunnerCapabilities::services) calls [`Output::started`] when the command has started.
     ///
     /// # Errors
     /// Returns [`RunnerError::out_of_memory`] if the command died because of its memory limit, or another
@@ -201,7 +271,7 @@ pub trait Vm: Send + Sync {
         Self: Sized,
     {
         let _ = store;
-        async { Err(no_layers("this")) }
+        async { Err(claims("this", "layers of the store")) }
     }
 
     /// Ends the machine, and every process in it, before it returns.
@@ -238,11 +308,19 @@ pub enum MachineBase {
     },
 }
 
-/// Returns the error of a backend that claims to support layers but does not.
-fn no_layers(backend: &str) -> RunnerError {
-    RunnerError::unsupported(format!(
-        "backend `{backend}` does not support layers of the store, which is a bug in the backend"
-    ))
+/// Returns the error of a backend that claims to support something but does not.
+fn claims(backend: &str, what: &str) -> RunnerError {
+    RunnerError::unsupported(format!("backend `{backend}` does not support {what}, which is a bug in the backend"))
+}
+
+/// What a machine does in a network that several machines share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a network belongs to a step, and others are beside it")]
+pub enum NetworkRole {
+    /// It runs the step whose network it is.
+    Step,
+    /// It runs a service, which must not be able to listen to what the step sends.
+    Service,
 }
 
 /// Files to put into a machine. First some files are removed, then those of the archive are added.
@@ -287,14 +365,39 @@ pub struct EndedStep<'a> {
 pub struct Output<'a> {
     pub(in crate::runner) bus: &'a EventBus,
     pub(in crate::runner) step_id: Uuid,
+    /// The service beside the step whose output it is.
+    pub(in crate::runner) service: Option<&'a ServiceOutput<'a>>,
 }
 
 impl Output<'_> {
+    /// Tells that the command has started. The time that a service has to become ready counts from here, and
+    /// one without a condition is ready now.
+    pub fn started(&self) {
+        if let Some(service) = self.service {
+            service.started();
+        }
+    }
+
     /// Forwards output of the command. Chunks may end anywhere.
     ///
     /// # Cancel safety
     /// Either all bytes were forwarded, or none.
     pub async fn write(&self, stream: StdStream, bytes: &[u8]) {
-        self.bus.output(self.step_id, stream, bytes).await;
+        match self.service {
+            Some(service) => service.write(stream, bytes).await,
+            None => self.bus.output(self.step_id, stream, bytes).await,
+        }
+    }
+
+    /// Waits until a machine has started, and reports that it starts if that takes long.
+    ///
+    /// # Cancel safety
+    /// As that of `machine`.
+    pub async fn booting<T>(&self, machine: impl Future<Output = T>) -> T {
+        if self.service.is_some() {
+            // It is reported that services start.
+            return machine.await;
+        }
+        self.bus.reporting(Some(self.step_id), || Some((Activity::Booting, None)), machine).await
     }
 }

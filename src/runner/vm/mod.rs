@@ -116,6 +116,7 @@
 
 mod backend;
 mod runner;
+mod services;
 
-pub use backend::{BootContext, Command, EndedStep, Injection, MachineBase, Output, Vm, VmBackend};
+pub use backend::{BootContext, Command, EndedStep, Injection, MachineBase, NetworkRole, Output, Vm, VmBackend};
 pub use runner::VmRunner;

@@ -3,20 +3,28 @@
 use crate::source;
 use std::{
     fs::File,
+    future::Future,
     io::{BufWriter, Seek, Write},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
-use super::{BootContext, Command, EndedStep, Injection, MachineBase, Output, Vm, VmBackend};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BootContext, Command, EndedStep, Injection, MachineBase, Output, Vm, VmBackend,
+    services::{self, Served},
+};
 use crate::{
     awake,
     model::SnapshotRef,
     runner::{
-        ArgsSchema, CacheIdentity, ExecutorInput, Limits, Probe, RunnerCapabilities, RunnerError, StepContext,
-        StepResult, StepRunner, check_bridged_network, check_listed_network, check_shared_network, kept_steps,
+        ArgsSchema, CacheIdentity, ExecutorInput, InputFiles, Limits, Probe, RunnerCapabilities, RunnerError,
+        StepContext, StepResult, StepRunner, check_bridged_network, check_listed_network, check_shared_network,
+        kept_steps,
     },
-    source::FrozenSource,
+    source::{FrozenSource, RunSource},
     store::{SnapshotConfig, SourceId, Store, StoreError, StoreHandle},
 };
 
@@ -67,7 +75,7 @@ impl<B: VmBackend> VmRunner<B> {
         RunnerError::blocking("open the store", move || Ok(handle.get()?)).await
     }
 
-    /// Starts a machine with this run's source in it.
+    /// Starts the step's machine.
     async fn prepare(
         &self,
         ctx: &StepContext,
@@ -75,34 +83,72 @@ impl<B: VmBackend> VmRunner<B> {
         limits: &Limits,
     ) -> Result<(B::Vm, Arc<Store>, Arc<FrozenSource>), RunnerError> {
         let store = self.store().await?;
-        let source = ctx.archives.freeze(&store).await;
+        let source = ctx.frozen_source(&store).await;
         let source = source.map_err(|error| RunnerError::infrastructure("freeze the source", error))?;
-        let image = || input.step.image.clone().unwrap_or_else(|| "host".into());
-        let (mut vm, saw) = match &input.parent_snapshot {
+        let attempt = Attempt { ctx, input, limits, store: &store, source: &source };
+        let image = input.step.image.as_deref().unwrap_or("host");
+        let mut vm = self.machine(attempt, input.parent_snapshot.as_ref(), image).await?;
+        if !input.inputs().is_empty() {
+            self.backend.bring_inputs(ctx, &store, &mut vm, input).await?;
+        }
+        Ok((vm, store, source))
+    }
+
+    /// Starts a machine from a snapshot, or else from an image, with this run's source in it.
+    pub(super) async fn machine(
+        &self,
+        attempt: Attempt<'_>,
+        snapshot: Option<&SnapshotRef>,
+        image: &str,
+    ) -> Result<B::Vm, RunnerError> {
+        let Attempt { ctx, input, limits, store, source } = attempt;
+        let (mut vm, saw) = match snapshot {
             Some(snapshot) if let Some((saw, name)) = Self::parse(snapshot) => {
-                let vm = self.backend.restore(name, limits).await?.ok_or_else(|| unknown(snapshot))?;
+                let vm = booting(attempt, self.backend.restore(name, limits)).await?;
+                let vm = vm.ok_or_else(|| unknown(snapshot))?;
                 (vm, Some(saw))
             }
             parent if B::LAYERS => {
                 let base = match parent {
-                    Some(snapshot) => layers(&store, snapshot, &source).await?,
-                    None => MachineBase::Image(image()),
+                    Some(snapshot) => layers(store, snapshot, source).await?,
+                    None => MachineBase::Image(image.into()),
                 };
-                let (run, output) = (input.run_id, Output { bus: &ctx.event_bus, step_id: input.step_id });
-                let context = BootContext { run, store: Arc::clone(&store), source: Arc::clone(&source), base };
-                return Ok((self.backend.boot(ctx, &context, limits, &output).await?, store, source));
+                let (run, output) = (input.run_id, attempt.output());
+                let context = BootContext { run, store: Arc::clone(store), source: Arc::clone(source), base };
+                return self.backend.boot(ctx, &context, limits, &output).await;
             }
             Some(snapshot) => return Err(unknown(snapshot)),
-            None => (self.backend.create(&image(), limits).await?, None),
+            None => (booting(attempt, self.backend.create(image, limits)).await?, None),
         };
         if saw.as_ref() != Some(&source.id) {
             let workdir = input.workdir.as_ref().into();
-            let (packer, packed) = (Arc::clone(&store), Arc::clone(&source));
+            let (packer, packed) = (Arc::clone(store), Arc::clone(source));
             let (removed, archive) =
                 RunnerError::blocking("pack the source", move || Ok(pack(&packer, &packed, saw.as_ref())?)).await?;
             vm.inject(Injection { dir: workdir, removed, archive }).await?;
         }
-        Ok((vm, store, source))
+        Ok(vm)
+    }
+}
+
+/// An attempt of a step, and what its machines have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub(super) ctx: &'a StepContext,
+    pub(super) input: &'a ExecutorInput,
+    pub(super) limits: &'a Limits,
+    pub(super) store: &'a Arc<Store>,
+    pub(super) source: &'a Arc<FrozenSource>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Returns the destination of the step's own output.
+    pub(super) fn output(&self) -> Output<'a> {
+        Output { bus: &self.ctx.event_bus, step_id: self.input.step_id, service: None }
+    }
+
+    pub(super) fn command(&self) -> Command<'a> {
+        Command { script: &self.input.step.cmd, env: &self.input.env, workdir: &self.input.workdir }
     }
 }
 
@@ -121,6 +167,11 @@ async fn layers(
     .await
 }
 
+/// Waits for a machine, and reports that.
+async fn booting<T>(attempt: Attempt<'_>, machine: impl Future<Output = T>) -> T {
+    attempt.output().booting(machine).await
+}
+
 fn unknown(snapshot: &SnapshotRef) -> RunnerError {
     RunnerError::unsupported(format!("no snapshot `{snapshot}`"))
 }
@@ -137,13 +188,23 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             // Boxed, because it is large, and other runners' futures do not need the space.
             prepared = Box::pin(self.prepare(ctx, &input, &limits)) => prepared?,
         };
-        let ended = run(&vm, ctx, &input).await;
-        if let Some(outputs) = ctx.outputs.as_ref().filter(|_| kept_steps::has_files(&ended)) {
+        let attempt = Attempt { ctx, input: &input, limits: &limits, store: &store, source: &source };
+        // The machine that holds the network is kept until the step's machine is saved or destroyed.
+        let Served { ended, has_run, hint, holder: _holder } = match limits.services.is_empty() {
+            true => {
+                let ended = run(&vm, &attempt.command(), &attempt.output(), (&ctx.cancel, ctx.grace)).await;
+                Served::alone(ended.unwrap_or_else(|| Err(ctx.interrupted())))
+            }
+            // Boxed, because most steps have none.
+            false => Box::pin(services::run(self, attempt, &mut vm)).await,
+        };
+        if let Some(outputs) = ctx.outputs.as_ref().filter(|_| has_run && kept_steps::has_files(&ended)) {
             let step = EndedStep { store: &store, outputs, workdir: &input.workdir };
             let copying = self.backend.copy_outputs(&mut vm, step);
             Box::pin(kept_steps::copied(&ctx.cancel, outputs, copying)).await;
         }
-        let config = || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config() };
+        let config =
+            || SnapshotConfig { host_dirs: self.backend.host_dirs().to_vec(), ..input.snapshot_config(&ctx.event_bus) };
         let committed_snapshot = match &ended {
             Ok(0) if input.cache_lookup.commits() => {
                 if B::LAYERS && (ctx.snapshot_travels || vm.wants_commit()) {
@@ -158,7 +219,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                 }
             }
             ended => {
-                if B::LAYERS && (self.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
+                if B::LAYERS && has_run && (self.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
                     let committed = Box::pin(vm.commit(&store)).await;
                     kept_steps::keep_failed(committed, &store, &input, config()).await;
                 } else {
@@ -167,7 +228,7 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
                 None
             }
         };
-        Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot))
+        Ok(StepResult::exited(ended?).with_snapshot(committed_snapshot).with_hint(hint))
     }
 
     async fn reap_snapshots(&self, snapshots: Vec<SnapshotRef>) {
@@ -197,6 +258,10 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
             return Ok(None);
         }
         self.backend.cache_identity(self.store().await?, image).await
+    }
+
+    async fn input_digest(&self, source: &RunSource, input: &InputFiles) -> Result<[u8; 32], RunnerError> {
+        self.backend.input_digest(&self.store().await?, source, input).await
     }
 
     async fn probe(&self) -> Probe {
@@ -229,16 +294,19 @@ impl<B: VmBackend> StepRunner for VmRunner<B> {
     }
 }
 
-/// Runs the command, and asks it to end if it is interrupted. A command that does not end in time is left for
-/// the caller to destroy.
-async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i32, RunnerError> {
-    let command = Command { script: &input.step.cmd, env: &input.env, workdir: &input.workdir };
-    let output = Output { bus: &ctx.event_bus, step_id: input.step_id };
-    let mut exec = pin!(vm.exec(&command, &output));
+/// Runs the command, and asks it to end when `cancel` fires. Returns `None` then. A command that does not end
+/// within the grace is left for the caller to destroy.
+pub(super) async fn run(
+    vm: &impl Vm,
+    command: &Command<'_>,
+    output: &Output<'_>,
+    (cancel, grace): (&CancellationToken, Duration),
+) -> Option<Result<i32, RunnerError>> {
+    let mut exec = pin!(vm.exec(command, output));
     tokio::select! {
         biased;
-        ended = &mut exec => return ended,
-        () = ctx.cancel.cancelled() => {}
+        ended = &mut exec => return Some(ended),
+        () = cancel.cancelled() => {}
     }
     let asked = async {
         vm.terminate().await;
@@ -250,10 +318,10 @@ async fn run(vm: &impl Vm, ctx: &StepContext, input: &ExecutorInput) -> Result<i
             () = asked => {}
         }
     };
-    if awake::timeout(ctx.grace, pin!(ended)).await.is_none() {
-        tracing::debug!(runner = input.step.runner.as_deref(), "a command did not stop within its grace period");
+    if awake::timeout(grace, pin!(ended)).await.is_none() {
+        tracing::debug!("a command did not stop within its grace period");
     }
-    Err(ctx.interrupted())
+    None
 }
 
 /// Packs the source, or its changes since another source, into an anonymous file.

@@ -110,6 +110,7 @@ impl<R> Caching<'_, R> {
             mode,
             project: cache.project(),
             source_times: cache.source_times(),
+            source_ignore: cache.source_ignore(),
             inputs: inputs.as_ref(),
             services: &ServiceIds::new(),
             step_inputs: None,

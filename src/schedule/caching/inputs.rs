@@ -15,6 +15,7 @@ use tokio::sync::OnceCell;
 use super::{CachingScope, key::is_cached};
 use crate::{
     cache::BuildCache,
+    event::EventBus,
     ir::on_change_paths,
     model::StepIndex,
     source::RunSource,
@@ -29,21 +30,24 @@ pub(super) struct Inputs<'a> {
     paths: BTreeMap<StepIndex, Vec<&'a str>>,
     archives: &'a RunSource,
     store: Option<&'a Arc<Store>>,
+    /// The bus that gets the progress of the freezing of the source.
+    bus: Option<&'a EventBus>,
     found: OnceCell<BTreeMap<StepIndex, Digest>>,
 }
 
 impl<'a> Inputs<'a> {
     pub(super) fn new(scope: CachingScope<'a>) -> Self {
-        let CachingScope { plan, cache, archives, .. } = scope;
+        let CachingScope { plan, cache, archives, outputs, .. } = scope;
+        let bus = outputs.map(|(context, _)| &context.event_bus);
         let store = cache.and_then(BuildCache::store).map(|(store, _)| store);
         let paths_of = |step: StepIndex| {
-            let cache = plan.step(step).step.cache.as_ref()?;
+            let cache = plan.step(step).step.cache.as_deref()?;
             // Binding has refused anything that is not a list of paths.
             let paths = on_change_paths(cache).ok().filter(|paths| !paths.is_empty())?;
             is_cached(plan, step).then_some((step, paths))
         };
         let paths = if store.is_some() { plan.dag.steps().filter_map(paths_of).collect() } else { BTreeMap::new() };
-        Self { paths, archives, store, found: OnceCell::new() }
+        Self { paths, archives, store, bus, found: OnceCell::new() }
     }
 
     /// Returns a step's digest; the inner option is `None` if the step has no paths. Returns `None` until the
@@ -83,7 +87,12 @@ impl<'a> Inputs<'a> {
         let in_words = |error: StoreError| -> Arc<str> {
             format!("failed to read the paths of `on_change`: {:#}", anyhow::Error::new(error)).into()
         };
-        let id = archives.name(store).await.map_err(in_words)?;
+        let naming = archives.name(store);
+        let named = match self.bus {
+            Some(bus) => bus.reporting(None, || archives.activity(), naming).await,
+            None => naming.await,
+        };
+        let id = named.map_err(in_words)?;
         let patterns: BTreeSet<String> = self.paths.values().flatten().map(|path| (*path).to_owned()).collect();
         let (store, checkout) = (Arc::clone(store), archives.source_dir().to_owned());
         let manifest = archives.take_manifest();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    cache::{BasePart, CacheKey, Cacheable, KeyParts, ProjectId},
+    cache::{BasePart, CacheKey, CacheMode, Cacheable, KeyParts, ProjectId},
     model::StepIndex,
     plan::BoundPlan,
     source::SourceTimes,
@@ -17,6 +17,7 @@ pub(super) struct KeyContext<'a> {
     pub(super) mode: &'a str,
     pub(super) project: &'a ProjectId,
     pub(super) source_times: SourceTimes,
+    pub(super) source_ignore: Option<&'a [u8; 32]>,
     pub(super) inputs: Option<&'a [u8; 32]>,
     pub(super) services: &'a ServiceIds,
     /// The digest of the files of other steps.
@@ -42,14 +43,32 @@ pub(super) fn args_in_keys(plan: &BoundPlan, step: StepIndex, services: &Service
     schema.in_keys(Some(&Value::Object(args)))
 }
 
-/// Returns whether `step` is looked up in a cache, if there is one.
+/// Returns whether `step` is looked up in a cache, if there is one, by its key.
 pub(crate) fn is_cached(plan: &BoundPlan, step: StepIndex) -> bool {
-    plan.runner(step).capabilities.layers && Cacheable::of(&plan.step(step).step).is_some()
+    plan.cache_mode_of(step) != CacheMode::Off
+        && plan.runner(step).capabilities.layers
+        && Cacheable::of(&plan.step(step).step).is_some()
+}
+
+/// Returns whether `step` is looked up in a cache, if there is one, by what it read: it has no policy, and
+/// gets nothing that a trace does not have.
+pub(super) fn is_traced(plan: &BoundPlan, step: StepIndex) -> bool {
+    let capabilities = &plan.runner(step).capabilities;
+    plan.cache_mode_of(step) == CacheMode::Auto
+        && capabilities.traces
+        && capabilities.layers
+        && Cacheable::of(&plan.step(step).step).is_none()
+        && !plan.waits_for_others(step)
+}
+
+/// Returns whether `step` is looked up in a cache, if there is one, in either way.
+pub(crate) fn is_looked_up(plan: &BoundPlan, step: StepIndex) -> bool {
+    is_cached(plan, step) || is_traced(plan, step)
 }
 
 /// Returns the key of `step`, whose policy has `dsl_key`.
 pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: &KeyContext<'_>) -> CacheKey {
-    let KeyContext { base, mode, project, source_times, inputs, step_inputs, services } = *context;
+    let KeyContext { base, mode, project, source_times, source_ignore, inputs, step_inputs, services } = *context;
     let (bound, runner) = (plan.step(step), plan.runner(step));
     let runner_args = args_in_keys(plan, step, services);
     let parts = KeyParts {
@@ -67,6 +86,7 @@ pub(super) fn key_of(plan: &BoundPlan, step: StepIndex, dsl_key: &str, context: 
         source_times,
         inputs,
         step_inputs,
+        source_ignore,
     };
     parts.key()
 }

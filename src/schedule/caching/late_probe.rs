@@ -108,7 +108,8 @@ impl LateProbes {
 }
 
 fn unstarted(start: Start, end: AttemptEnd, message: Option<Arc<str>>) -> AttemptReport {
-    AttemptReport { start, end, snapshot: None, artifacts: Vec::new(), usage: None, tests: None, message }
+    let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
+    AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, message }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::{
     Caching, CachingScope, JobDone, PANICKED,
     ahead::settle,
     caught,
-    key::{KeyContext, ServiceIds, args_in_keys, key_of},
+    key::{KeyContext, ServiceIds, args_in_keys, is_traced, key_of},
 };
 use crate::{
     awake,
@@ -19,7 +19,7 @@ use crate::{
         BasePart, BaseRecord, BuildCache, CacheKey, CacheVerdict, Cacheable, Flight, Found, KeyRecord, Lookup,
         LookupOutcome, LookupRequest, StepInputs,
     },
-    model::{CacheMissReason, StepIndex},
+    model::{Activity, CacheMissReason, StepIndex},
     outputs::Collected,
     plan::{Base, BoundService, ServiceSource},
     runner::{CacheIdentity, RunnerIndex, RunnerSet},
@@ -95,6 +95,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     pub(super) fn look_up_step(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
         let bound = self.plan.step(step);
+        if is_traced(self.plan, step) {
+            return self.look_up_by_trace(step, progress, now);
+        }
         let image = match self.plan.base(step) {
             Base::Image(image) => Some(image),
             Base::Snapshot(_) => None,
@@ -159,8 +162,15 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             None => {
                 self.identities.insert(query, IdentityState::InProgress(vec![step]));
                 let (runners, limit) = (self.runners, self.probe_limit);
-                let answer = async move { JobDone::Identified(query, identity(runners, limit, query).await) };
-                self.jobs.push(Box::pin(answer));
+                let bus = self.scope.outputs.map(|(context, _)| &context.event_bus);
+                self.jobs.push(Box::pin(async move {
+                    let asking = identity(runners, limit, query);
+                    let answer = match bus {
+                        Some(bus) => bus.reporting(None, || Some((Activity::ResolvingImage, None)), asking).await,
+                        None => asking.await,
+                    };
+                    JobDone::Identified(query, answer)
+                }));
             }
         }
         None
@@ -256,6 +266,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             mode: &mode,
             project,
             source_times,
+            source_ignore: cache.source_ignore(),
             inputs: inputs_part,
             step_inputs: step_inputs_part,
             services: &services,
@@ -342,6 +353,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                 let (runners, runner, snapshot) = (self.runners, plan.step(step).runner, found.snapshot.clone());
                 let mut context = context.clone();
                 context.outputs = Some(Arc::clone(&outputs));
+                context.found_step = Some(Arc::clone(&plan.step(step).step));
                 let copies = Arc::clone(&self.copies);
                 self.jobs.push(Box::pin(async move {
                     let _permit = copies.acquire().await;
@@ -372,12 +384,18 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         now: Duration,
     ) {
         let Found { snapshot, run, step: made_by, created_at, just_used } = found;
-        self.record(step, CacheVerdict::Hit { run, step: made_by, created_at });
-        if let Some(running) = self.running.remove(&step)
+        let verdict = CacheVerdict::Hit { run, step: made_by, created_at };
+        if self.traced.has(step) {
+            self.record_traced(step, verdict, progress);
+        } else {
+            self.record(step, verdict);
+        }
+        let key = self.running.remove(&step).map(|running| running.key).or_else(|| self.traced.found(step));
+        if let Some(key) = key
             && progress.found(step, snapshot, collected, now)
             && !just_used
         {
-            self.hits.push(running.key.0);
+            self.hits.push(key.0);
         }
     }
 
@@ -407,6 +425,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             runner_args: args_in_keys(self.plan, step, services),
             inputs: *inputs,
             step_inputs: step_inputs.clone(),
+            by_trace: false,
             verdict,
         });
     }

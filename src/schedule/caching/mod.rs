@@ -8,6 +8,7 @@
 //! - Before a build, a user may ask which steps would be found (`predict`).
 //! - The result of a cached step is published before its end is reported (`publish`), and then shared with a
 //!   remote cache (`sharing`).
+//! - In mode `auto`, steps without a policy are looked up by what they read (`traced`).
 //!
 //! The results go to the [`BuildProgress`]. The module knows neither how keys are made nor what the store
 //! keeps.
@@ -21,6 +22,7 @@ mod lookup;
 mod predict;
 mod publish;
 mod sharing;
+mod traced;
 
 use std::{
     collections::BTreeMap,
@@ -44,11 +46,12 @@ use self::{
     lookup::{CachedStep, IdentityAnswer, IdentityQuery, IdentityState},
     publish::Published,
     sharing::Sharing,
+    traced::Traced,
 };
-pub(crate) use self::{key::is_cached, predict::predict};
+pub(crate) use self::{key::is_looked_up, predict::predict};
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
-    cache::{BuildCache, BuildEnd, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
+    cache::{BuildCache, BuildEnd, CacheKey, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
     model::{BuildRef, StepIndex},
     outputs::StepOutputs,
     plan::BoundPlan,
@@ -85,6 +88,8 @@ pub(super) struct Caching<'a, R> {
     ahead: Ahead,
     /// The cached steps that run, or are about to run.
     running: BTreeMap<StepIndex, CachedStep>,
+    /// The steps that are looked up by what they read.
+    traced: Traced,
     probes: LateProbes,
     sharing: Sharing<'a>,
     hits: Vec<[u8; 32]>,
@@ -116,10 +121,13 @@ pub(super) enum JobDone<'a> {
     LookedUp(StepIndex, LookupOutcome),
     /// The result of the remote cache for a step that the local cache does not have.
     LookedUpRemotely(StepIndex, LookupOutcome),
+    /// The result for a step that was looked up by what it read, and its key.
+    LookedUpByTrace(StepIndex, Option<CacheKey>, LookupOutcome),
     /// The outputs of a step that was found were copied.
     OutputsCopied(StepIndex, Found, Arc<StepOutputs>),
     Probed(RunnerIndex, Probe),
-    Published(Published),
+    /// Boxed, because every end of an attempt has room for it.
+    Published(Box<Published>),
 }
 
 impl<'a, R: RunnerSet> Caching<'a, R> {
@@ -143,6 +151,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             without_inputs: Vec::new(),
             ahead: Ahead::default(),
             running: BTreeMap::new(),
+            traced: Traced::default(),
             probes: LateProbes::new(plan.runners.len(), unprobed),
             hits: Vec::new(),
             records: Vec::new(),
@@ -181,13 +190,16 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             }
             JobDone::LookedUp(step, outcome) => self.looked_up(step, outcome, progress, now),
             JobDone::LookedUpRemotely(step, outcome) => self.decided(step, outcome, progress, now),
+            JobDone::LookedUpByTrace(step, key, outcome) => {
+                self.looked_up_by_trace(step, (key, outcome), progress, now);
+            }
             JobDone::OutputsCopied(step, found, outputs) => {
                 self.found(step, (found, outputs.take()), progress, now);
             }
             JobDone::Probed(runner, probe) => {
                 self.probes.probed(runner, &self.plan.runners[usize::from(runner.0)].name, probe);
             }
-            JobDone::Published(published) => self.published(published, progress, now),
+            JobDone::Published(published) => self.published(*published, progress, now),
         }
     }
 
@@ -216,8 +228,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     pub(super) async fn finish(mut self, progress: &BuildProgress<'_>, cancel: &CancellationToken) -> BuildEnd {
         self.jobs.clear();
         self.sharing.finish(cancel).await;
-        let Self { hits, records, has_published: published, .. } = self;
-        BuildEnd { run_dir: progress.dir(), records, hits, published, exit_code: progress.status().exit_code() }
+        let Self { plan, hits, records, has_published: published, .. } = self;
+        let limits = plan.cache_limits.iter().map(|(step, limit)| (plan.step(*step).step.key.to_string(), *limit));
+        let modes = (plan.cache_mode, limits.collect());
+        BuildEnd { run_dir: progress.dir(), records, modes, hits, published, exit_code: progress.status().exit_code() }
     }
 }
 

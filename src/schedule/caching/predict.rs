@@ -22,6 +22,7 @@ use crate::{
     model::{CacheMissReason, SnapshotRef, StepIndex},
     plan::{Base, PlannedInput, ServiceSource},
     runner::{CacheIdentity, InputFiles, RunnerSet},
+    store::SourceId,
 };
 
 /// A step after its lookup.
@@ -63,7 +64,8 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
     }
     let mut predictions: Vec<Prediction> = known.into_values().map(|expected| expected.prediction).collect();
     if let Some(cache) = scope.cache {
-        let mut differences = cache.differences(records).await;
+        let source = source_now(scope, &records).await;
+        let mut differences = cache.differences(records, source).await;
         for (step, prediction) in plan.dag.steps().zip(&mut predictions) {
             if let Prediction::Missed { differences: found, .. } = prediction {
                 *found = differences.remove(&*plan.step(step).step.key).unwrap_or_default();
@@ -71,6 +73,16 @@ pub(crate) async fn predict<R: RunnerSet>(runners: &R, scope: CachingScope<'_>) 
         }
     }
     predictions
+}
+
+/// Returns the source if the keys of these steps depend on files in it.
+async fn source_now(scope: CachingScope<'_>, records: &[KeyRecord]) -> Option<SourceId> {
+    let (store, _) = scope.cache.and_then(BuildCache::store)?;
+    if records.iter().all(|record| record.inputs.is_none()) {
+        return None;
+    }
+    // It was named for the digests of these files, so this reads nothing.
+    scope.archives.name(store).await.ok()
 }
 
 /// The parts of a key that come from other steps than the parent, or the reason why they are not known.
@@ -184,6 +196,7 @@ fn look_up(
         mode,
         project,
         source_times,
+        source_ignore: cache.source_ignore(),
         inputs: inputs_part,
         step_inputs: step_inputs_part,
         services: &services,
@@ -205,6 +218,7 @@ fn look_up(
         runner_args: args_in_keys(plan, step, &services),
         inputs,
         step_inputs,
+        by_trace: false,
         verdict: CacheVerdict::Miss { reason, message: None },
     });
     runs(Prediction::Missed { reason, message: None, differences: Vec::new() })

@@ -15,14 +15,16 @@ use crate::{
 
 /// The last attempt of a step, and the step's entry in the cache, if it was published.
 pub(in crate::schedule) struct Published {
-    report: AttemptReport,
-    entry: Option<(CacheKey, Found)>,
+    pub(super) report: AttemptReport,
+    pub(super) entry: Option<(CacheKey, Found)>,
+    /// Whether the entry may be shared with a remote cache.
+    pub(super) is_shared: bool,
 }
 
 impl<'a, R: RunnerSet> Caching<'a, R> {
     /// Returns whether the cache needs a snapshot of `step`.
     pub(in crate::schedule) fn publishes(&self, step: StepIndex) -> bool {
-        !self.running.is_empty() && self.running.contains_key(&step)
+        !self.running.is_empty() && self.running.contains_key(&step) || self.traced.has(step)
     }
 
     /// Handles an attempt's end. The result of a cached step is published first.
@@ -33,6 +35,9 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         now: Duration,
     ) {
         let step = report.start.step;
+        if self.traced.has(step) {
+            return self.traced_ended(report, progress, now);
+        }
         if !self.publishes(step) {
             progress.attempt_ended(report, now);
             return;
@@ -44,7 +49,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             let CachedStep { key, mode, flight, .. } = running;
             let (runners, limit, bound) = (self.runners, self.probe_limit, self.plan.step(step));
             let log = progress.close_log(report.start);
-            let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight };
+            let passed = Passed { key, step: Arc::clone(&bound.step.key), snapshot, log, flight, traced: false };
             self.jobs.push(Box::pin(async move {
                 let published = match identity(runners, limit, (bound.runner, None)).await {
                     Ok(Some(identity)) if identity.mode == mode => cache.publish(passed).await,
@@ -54,7 +59,8 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
                 let found = published.inspect_err(|message| {
                     tracing::warn!(step = &*bound.step.key, "failed to cache a result: {message}");
                 });
-                JobDone::Published(Published { report, entry: found.ok().map(|found| (key, found)) })
+                let entry = found.ok().map(|found| (key, found));
+                JobDone::Published(Box::new(Published { report, entry, is_shared: true }))
             }));
             return;
         }
@@ -66,13 +72,15 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     /// Ends a step whose result was published, or could not be.
     pub(super) fn published(&mut self, published: Published, progress: &mut BuildProgress<'_>, now: Duration) {
-        let Published { report, entry } = published;
+        let Published { report, entry, is_shared } = published;
         let step = report.start.step;
         progress.attempt_ended(report, now);
         if let Some((key, found)) = entry {
             self.has_published = true;
             progress.keep_snapshot(step);
-            self.sharing.share(step, key, found);
+            if is_shared {
+                self.sharing.share(step, key, found);
+            }
         }
     }
 }

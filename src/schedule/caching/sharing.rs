@@ -212,7 +212,8 @@ impl<'a> SharingScope<'a> {
         inputs: &Inputs<'_>,
     ) -> Option<Question<'a>> {
         let plan = self.plan;
-        let (project, source_times) = self.cache.map(|cache| (cache.project(), cache.source_times()))?;
+        let cache = self.cache?;
+        let (project, source_times, source_ignore) = (cache.project(), cache.source_times(), cache.source_ignore());
         let mut candidates = vec![self.candidate(step, None, modes, inputs)?];
         let mut at = 0;
         while let Some(step) = candidates.get(at).map(|candidate| candidate.step) {
@@ -229,7 +230,8 @@ impl<'a> SharingScope<'a> {
             let dsl_key = Cacheable::of(&plan.step(step).step).map_or("", |policy| policy.dsl_key);
             let (inputs, services) = (candidate.inputs.as_ref(), &ServiceIds::new());
             let (mode, step_inputs) = (&candidate.mode, None);
-            let context = KeyContext { base, mode, project, source_times, inputs, step_inputs, services };
+            let context =
+                KeyContext { base, mode, project, source_times, source_ignore, inputs, step_inputs, services };
             key_of(plan, step, dsl_key, &context)
         });
         Some(Question { key, image: plan.root_image(step), candidates, key_over })
@@ -249,6 +251,7 @@ impl<'a> SharingScope<'a> {
         let mode = modes.get(&bound.runner).filter(|_| self.is_asked_for(step)).cloned()?;
         let Cacheable { max_age, .. } = Cacheable::of(&bound.step)?;
         let inputs = inputs.get(step)?.ok()?;
-        Some(Candidate { step, parent, mode, inputs, max_age, is_needed: self.plan.needs_files(step) })
+        let (name, is_needed) = (bound.step.key.clone(), self.plan.needs_files(step));
+        Some(Candidate { step, name, parent, mode, inputs, max_age, is_needed })
     }
 }

@@ -25,6 +25,7 @@
 //! are skipped; such a skip is excused, so it does not fail the build.
 
 mod memory;
+mod retry;
 mod rules;
 
 use std::{
@@ -39,7 +40,6 @@ use self::memory::MemoryShare;
 pub use self::rules::{Answer, AttemptEnd, MemoryRules, Placement, Rules, Start, StopReason};
 use super::ranks::{RankSet, Ranks};
 use crate::{
-    backoff::Backoff,
     ir::EdgeKind,
     model::{BuildStatus, OutcomeRules, StepIndex, StepStatus},
     plan::Dag,
@@ -174,12 +174,22 @@ impl<'dag> Policy<'dag> {
     /// Starts the ready step with the highest priority among the pools with a free slot, and among the steps
     /// that the memory of the machine allows.
     pub fn start_next(&mut self) -> Option<Start> {
-        let with_slots = self.pools.iter().enumerate().filter(|(_, pool)| pool.free > 0);
-        let first = |(at, pool): (usize, &Pool)| match &self.memory {
-            Some(memory) if at == 0 => memory.first(&pool.ready, &self.ranks),
-            _ => pool.ready.first(),
-        };
-        let step = self.ranks.step(with_slots.filter_map(first).min()?);
+        let mut first = None;
+        for (at, pool) in self.pools.iter().enumerate() {
+            if pool.free == 0 {
+                continue;
+            }
+            let rank = match &self.memory {
+                Some(memory) if at == 0 => memory.first(&pool.ready, &self.ranks),
+                _ => pool.ready.first(),
+            };
+            if let Some(rank) = rank
+                && first.is_none_or(|first| rank < first)
+            {
+                first = Some(rank);
+            }
+        }
+        let step = self.ranks.step(first?);
         self.set(step, State::Running);
         Some(Start { step, attempt: self.steps[step.get()].attempts })
     }
@@ -198,8 +208,6 @@ impl<'dag> Policy<'dag> {
             AttemptEnd::Exited(0) => StepStatus::Passed,
             AttemptEnd::Exited(_) => {
                 if self.retries_command(step) {
-                    self.steps[step.get()].command_failures += 1;
-                    self.set(step, State::Ready);
                     return Answer::Retry(Duration::ZERO);
                 }
                 StepStatus::Failed
@@ -208,13 +216,7 @@ impl<'dag> Policy<'dag> {
             AttemptEnd::Canceled => StepStatus::Canceled,
             AttemptEnd::OutOfMemory | AttemptEnd::MemoryWasShort(_) => StepStatus::OutOfMemory,
             AttemptEnd::Infrastructure { retryable } => {
-                let Step { attempts, command_failures, .. } = self.steps[step.get()];
-                let alone = self.memory.as_ref().is_some_and(|memory| memory.has_repeated(step));
-                let retries_done = attempts - 1 - u32::from(command_failures) - u32::from(alone);
-                if retryable && retries_done < self.retries && self.stop.is_none() {
-                    let backoff = Backoff { first: self.backoff, longest: Duration::MAX }.pause(retries_done + 1);
-                    self.backing_off.push(Reverse((now.saturating_add(backoff), step)));
-                    self.set(step, State::BackingOff);
+                if retryable && let Some(backoff) = self.retries_infrastructure(step, now) {
                     return Answer::Retry(backoff);
                 }
                 StepStatus::Infrastructure
@@ -234,25 +236,6 @@ impl<'dag> Policy<'dag> {
             }
         }
         Answer::Ended(status)
-    }
-
-    /// Makes `step` ready again, which failed when memory was short, to run with nothing beside it. Returns
-    /// false if it has had that already.
-    fn retries_alone(&mut self, step: StepIndex) -> bool {
-        if self.stop.is_some() || !self.memory.as_ref().is_some_and(|memory| memory.may_repeat(step)) {
-            return false;
-        }
-        self.set(step, State::Ready);
-        if let Some(memory) = &mut self.memory {
-            memory.repeat_alone(step);
-        }
-        true
-    }
-
-    /// Returns whether `step`, whose command failed, runs again.
-    fn retries_command(&self, step: StepIndex) -> bool {
-        let (done, allowed) = self.command_retries(step);
-        done < allowed && self.stop.is_none()
     }
 
     /// Returns whether `step` may end like this without having passed.
@@ -287,22 +270,6 @@ impl<'dag> Policy<'dag> {
         if self.states[step.get()] == State::Waiting {
             self.end_bystander(step, StepStatus::Skipped);
             self.unpassed -= 1 + self.skip_below(step);
-        }
-    }
-
-    /// Returns when the next retry is due.
-    #[must_use]
-    pub fn next_retry(&self) -> Option<Duration> {
-        self.backing_off.peek().map(|Reverse((due, _))| *due)
-    }
-
-    /// Makes the retries ready that are due at `now`.
-    pub fn retry_due(&mut self, now: Duration) {
-        while let Some(&Reverse((due, step))) = self.backing_off.peek()
-            && due <= now
-        {
-            self.backing_off.pop();
-            self.set(step, State::Ready);
         }
     }
 
@@ -361,12 +328,6 @@ impl<'dag> Policy<'dag> {
     #[must_use]
     pub fn attempts(&self, step: StepIndex) -> u32 {
         self.steps[step.get()].attempts
-    }
-
-    /// Returns how often `step` ran again after its command had failed, and how often it may.
-    #[must_use]
-    pub fn command_retries(&self, step: StepIndex) -> (u8, u8) {
-        (self.steps[step.get()].command_failures, self.outcomes.get(&step).map_or(0, |rules| rules.retries))
     }
 
     /// Ends the policy: the status and the number of started attempts of each step remain.

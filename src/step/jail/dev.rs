@@ -11,7 +11,7 @@ use rustix::{
 };
 
 use super::{
-    JailSpec, SetupError,
+    JailSpec, SetupError, apt,
     error::ResultExt,
     identity,
     mounts::{attach, clone_tree, filesystem_at, memory, path, restricted},
@@ -55,6 +55,7 @@ pub(super) fn mount(host: &OwnedFd, spec: &JailSpec, message_queues: bool) -> Re
         };
         rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), number).doing(doing)?;
     }
+    apt::write(&dev, spec)?;
     attach(&dev, c"/dev")?;
     let showing = |node: &CStr| format!("show {} to the step", node.to_string_lossy());
     if own_nodes {

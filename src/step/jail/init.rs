@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use super::{
-    JailSpec, SetupError, caps,
+    JailSpec, SetupError, apt, caps,
     error::ResultExt,
     groups, landlock, mounts, notify, seccomp,
     spec::{FIRST_FD, JailPlace, Report, UserNamespace, Watch},
@@ -433,7 +433,7 @@ fn exec(
     prepared: &Prepared,
 ) -> Result<Infallible, SetupError> {
     let argv: Vec<&CStr> = spec.argv.iter().map(CString::as_c_str).collect();
-    let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).collect();
+    let env: Vec<&CStr> = spec.env.iter().map(CString::as_c_str).chain(apt::variable(spec)).collect();
     for procs in cgroups {
         rustix::io::write(procs, b"0").doing(|| "enter the step's cgroup".into())?;
     }

@@ -13,6 +13,7 @@
 //! module depends neither on tokio nor on the rest of the crate, except for [`tree`](crate::tree), so that it
 //! can run in a program of its own. The only `unsafe` code of the crate is in `sys` and `notify`.
 
+mod apt;
 mod caps;
 mod dev;
 mod error;
@@ -29,6 +30,7 @@ mod mounts;
 pub mod network;
 mod notify;
 mod oneshot;
+mod overlay;
 mod resolver;
 mod seccomp;
 mod small_file;

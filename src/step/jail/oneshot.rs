@@ -151,20 +151,35 @@ impl OneShot {
     /// # Errors
     /// Returns an error if the jail cannot be made, or if the command cannot be run in it.
     pub fn run(&self, spec: &JailSpec, isolate_network: bool, bounds: Bounds) -> Result<End, SetupError> {
+        self.run_traced(spec, isolate_network, bounds, None)
+    }
+
+    /// Does what [`OneShot::run`] does, and writes the trace of the command to a file, if `spec` asks for
+    /// one.
+    ///
+    /// # Errors
+    /// Returns an error if the jail cannot be made, or if the command cannot be run in it.
+    pub fn run_traced(
+        &self,
+        spec: &JailSpec,
+        isolate_network: bool,
+        bounds: Bounds,
+        trace: Option<OwnedFd>,
+    ) -> Result<End, SetupError> {
         let signals = sys::end_signals().doing(|| "wait for signals".into())?;
-        let ended = self.start(spec, isolate_network).and_then(|running| running.attend(&signals, bounds));
+        let ended = self.start(spec, isolate_network, trace).and_then(|running| running.attend(&signals, bounds));
         sys::unblock_signals().doing(|| "take signals again".into())?;
         ended
     }
 
-    fn start(&self, spec: &JailSpec, isolate_network: bool) -> Result<Running, SetupError> {
+    fn start(&self, spec: &JailSpec, isolate_network: bool, trace: Option<OwnedFd>) -> Result<Running, SetupError> {
         let doing = || "start the step".into();
         let (status, theirs) = wire::pair().doing(doing)?;
         let fds = StepFds {
             status: theirs,
             spec: wire::to_memory_file(spec)?,
             network: if isolate_network { init::Network::Loopback } else { init::Network::Shared },
-            trace: None,
+            trace,
             stdin: None,
             stdout: std::io::stdout().as_fd().try_clone_to_owned().doing(doing)?,
             stderr: std::io::stderr().as_fd().try_clone_to_owned().doing(doing)?,
@@ -302,15 +317,16 @@ impl Running {
             Ok(Report::OutOfMemory) => self.end = Some(End::OutOfMemory),
             Ok(Report::TooManyProcesses) => self.end = Some(End::TooManyProcesses),
             Ok(Report::Failed(error)) => self.failure = Some(error),
+            Ok(Report::Untraceable) => self.end = Some(End::Untraceable),
             // These reports are never sent here.
             Ok(
                 Report::Started
                 | Report::StillRunning
-                | Report::Untraceable
                 | Report::Done
                 | Report::NeedsIdMap
                 | Report::Network { .. }
-                | Report::Unpacked(_),
+                | Report::Unpacked(_)
+                | Report::Retimed(_),
             )
             | Err(_) => {}
         }

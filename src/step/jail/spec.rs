@@ -8,7 +8,7 @@ use std::ffi::CString;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::tree::{IdMap, PackLimits, UnpackError, UnpackLimits, Unpacked};
+use crate::tree::{IdMap, PackLimits, Retimed, Retiming, UnpackError, UnpackLimits, Unpacked};
 
 /// The version of every type in this file. Increase it with any change to one of them.
 pub(crate) const SPEC_VERSION: u32 = 15;
@@ -166,6 +166,15 @@ pub enum TreeOp {
         /// Its directory.
         root: CString,
     },
+    /// Copies a layer, with other times, into a directory.
+    Retime {
+        /// The layer.
+        layer: CString,
+        /// The directory.
+        into: CString,
+        /// What its times depend on.
+        request: Retiming,
+    },
     /// Unpacks an image's layer, which is a part of the third descriptor's file, into a directory.
     Unpack {
         /// The offset of the part, in bytes.
@@ -209,6 +218,8 @@ pub enum Report {
     Done,
     /// A layer was unpacked, or could not be.
     Unpacked(Result<Unpacked, UnpackError>),
+    /// A layer was copied, or need not or cannot be.
+    Retimed(Retimed),
     /// A network namespace is ready. Descriptors: the namespace, its TUN device, and the listeners for IPv4
     /// and, if the kernel has it, IPv6.
     Network {
@@ -386,10 +397,14 @@ pub struct UpperDir {
 }
 
 /// The default environment of a command, unless the image or the step sets it: the search path of programs,
-/// root's home, and the variable by which programs detect a container. It is the same for every step, so no
-/// cache key includes it.
-pub const DEFAULT_ENV: [(&str, &str); 3] =
-    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("container", "hm")];
+/// root's home, and the variables by which programs detect a container and CI. It is the same for every step
+/// on every machine, so no cache key includes it.
+pub const DEFAULT_ENV: [(&str, &str); 4] = [
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("HOME", "/root"),
+    ("container", "hm"),
+    ("CI", "true"),
+];
 
 /// The specification of one step's jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -456,6 +471,9 @@ pub enum Pack {
         /// How much is written at most.
         limits: PackLimits,
     },
+    /// Not files: the answers to the paths of a trace, which is standard input. See
+    /// [`Answer`](super::trace::Answer).
+    Answers,
 }
 
 /// The specification of a step without isolation.

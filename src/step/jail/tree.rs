@@ -14,8 +14,9 @@ use rustix::io::Errno;
 use super::{
     SetupError,
     error::ResultExt,
-    mounts,
+    overlay,
     spec::{Pack, Report, TreeOp},
+    trace,
 };
 use crate::tree::{self, BlobFile, IdMap, PathPatterns};
 
@@ -33,8 +34,8 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
             Ok(Report::Done)
         }
         TreeOp::Mount { screens, overlays, user_namespace, mount_api } => {
-            screens.iter().try_for_each(mounts::screen)?;
-            overlays.iter().try_for_each(|it| mounts::mount(it, *user_namespace, *mount_api))?;
+            screens.iter().try_for_each(overlay::screen)?;
+            overlays.iter().try_for_each(|it| overlay::mount(it, *user_namespace, *mount_api))?;
             Ok(Report::Done)
         }
         TreeOp::Flatten { layers, into } => {
@@ -48,6 +49,11 @@ pub(crate) fn run(op: &TreeOp, file: Option<OwnedFd>) -> Result<Report, SetupErr
             let out = BufWriter::with_capacity(1 << 17, File::from(file.ok_or(Errno::BADF).doing(doing)?));
             tree::layer_tar(as_path(root), out, IdMap::Range).doing(doing)?;
             Ok(Report::Done)
+        }
+        TreeOp::Retime { layer, into, request } => {
+            let retimed = tree::retime(as_path(layer), as_path(into), IdMap::Range, request)
+                .doing(|| format!("copy the layer {}", layer.to_string_lossy()))?;
+            Ok(Report::Retimed(retimed))
         }
         TreeOp::Unpack { offset, length, into, limits } => {
             let doing = || "read the layer to unpack".into();
@@ -63,6 +69,7 @@ pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
     let doing = || match files {
         Pack::Path(path) | Pack::Plain(path) => format!("read {}", path.to_string_lossy()),
         Pack::Matching { .. } => "read the step's files".into(),
+        Pack::Answers => "look at the paths of a trace".into(),
     };
     let mut out = BufWriter::with_capacity(1 << 17, File::from(out.try_clone().doing(doing)?));
     let packed = match files {
@@ -73,6 +80,7 @@ pub(crate) fn pack(files: &Pack, out: &OwnedFd) -> Result<(), SetupError> {
             let patterns = patterns.map_err(|_| SetupError::new("read the step's files", Errno::INVAL))?;
             tree::pack_matching(Path::new("/"), &patterns, *limits, &mut out)
         }
+        Pack::Answers => trace::answer(std::io::stdin().lock(), &mut out),
     };
     packed.and_then(|()| out.flush()).doing(doing)
 }

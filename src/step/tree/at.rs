@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     fd::{AsFd, BorrowedFd},
-    fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps},
+    fs::{self, AtFlags, Dir, FileType, Mode, OFlags, RawDir, Stat, Timespec, Timestamps},
 };
 
 /// The two names of overlayfs' opaque mark: lower layers are hidden in the directory.
@@ -17,6 +17,9 @@ const OPAQUE_XATTRS: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque
 
 /// The length above which paths are opened in parts, in bytes; the kernel refuses 4096 bytes.
 const PART_BYTES: usize = 3500;
+
+/// The size of the buffer for directory entries, in bytes.
+const ENTRIES_BYTES: usize = 8 << 10;
 
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
@@ -66,6 +69,21 @@ pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 pub fn entries(dir: impl AsFd) -> io::Result<Vec<(CString, FileType)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_bytes() != b"." && name.to_bytes() != b".." {
+            found.push((name.to_owned(), entry.file_type()));
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the same as [`entries`] by reading the descriptor itself, instead of opening the directory
+/// again. So it returns everything only once.
+pub(super) fn entries_once(dir: impl AsFd) -> io::Result<Vec<(CString, FileType)>> {
+    let (mut found, mut buffer) = (Vec::new(), Vec::with_capacity(ENTRIES_BYTES));
+    let mut all = RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = all.next() {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_bytes() != b"." && name.to_bytes() != b".." {
@@ -154,6 +172,21 @@ pub(crate) fn shared_xattrs(from: BorrowedFd<'_>) -> io::Result<Vec<(CString, Ve
         found.push((name, value[..length].to_vec()));
     }
     Ok(found)
+}
+
+/// Returns the hash of what [`shared_xattrs`] returns; zeros if that is nothing.
+pub(crate) fn shared_xattrs_hash(from: BorrowedFd<'_>) -> io::Result<[u8; 32]> {
+    let found = shared_xattrs(from)?;
+    if found.is_empty() {
+        return Ok([0; 32]);
+    }
+    let mut hasher = blake3::Hasher::new();
+    for (name, value) in found {
+        for part in [name.as_bytes(), &value] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+    }
+    Ok(*hasher.finalize().as_bytes())
 }
 
 /// Returns the modification time of a file, for [`rustix::fs::utimensat`]. The access time is left unchanged.

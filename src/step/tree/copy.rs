@@ -1,24 +1,23 @@
 //! Copying a tree.
 
 use std::{
-    collections::HashMap,
-    ffi::{CStr, CString, OsStr},
+    ffi::{CStr, CString},
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    os::unix::ffi::OsStrExt,
     path::Path,
 };
 
 use rustix::{
-    fd::{AsFd, BorrowedFd, OwnedFd},
+    fd::{AsFd, BorrowedFd},
     fs::{self, AtFlags, FileType, Mode, OFlags, Stat},
     io::Errno,
 };
 
 use super::{
-    at::{copy_xattrs, entries, join, open_dir, stat_at, timestamps},
+    at::{copy_xattrs, entries, open_dir, stat_at, timestamps},
     descent::Descent,
     filesystem::reflink,
+    hard_links::{HardLinks, Linked},
 };
 
 /// Copies the directory `from` to `to`, which must not exist.
@@ -34,7 +33,7 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::mkdir(to, Mode::RWXU)?;
     let root = open_dir(to)?;
     let (mut source, mut target) = (Descent::new(source), Descent::new(root.try_clone()?));
-    let mut copy = Copy { root, as_root: rustix::process::geteuid().is_root(), links: HashMap::new() };
+    let mut copy = Copy { as_root: rustix::process::geteuid().is_root(), links: HardLinks::new(root) };
     let mut work = copy.fill(&source, &target)?;
     while let Some(next) = work.pop() {
         match next {
@@ -63,15 +62,9 @@ enum Work {
     Leave,
 }
 
-/// Device and inode, whose types differ between systems.
-type Identity = (rustix::fs::Dev, u64);
-
 struct Copy {
-    /// The root of the copy.
-    root: OwnedFd,
     as_root: bool,
-    /// The path in the copy of each file with several names, under its first name.
-    links: HashMap<Identity, Vec<u8>>,
+    links: HardLinks,
 }
 
 impl Copy {
@@ -98,16 +91,8 @@ impl Copy {
         stat: &Stat,
         parent: &[u8],
     ) -> io::Result<()> {
-        let identity = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&identity) {
-                match fs::linkat(&self.root, OsStr::from_bytes(first), to, name, AtFlags::empty()) {
-                    Ok(()) => return Ok(()),
-                    Err(Errno::MLINK | Errno::NAMETOOLONG) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            self.links.insert(identity, join(parent, name.to_bytes()));
+        if self.links.link(to, name, stat, parent)? == Linked::Done {
+            return Ok(());
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {

@@ -14,6 +14,7 @@ mod copy_out;
 mod descent;
 mod filesystem;
 mod flatten;
+mod hard_links;
 mod id_map;
 mod layer_tar;
 mod matching;
@@ -22,6 +23,7 @@ mod newest;
 mod pack;
 mod pack_matching;
 mod remove;
+mod retime;
 mod seal;
 mod stack;
 mod unpack;
@@ -39,11 +41,13 @@ pub use newest::{Newest, newest};
 pub use pack::{PLAIN_SECONDS, pack, pack_plain};
 pub use pack_matching::{LEFT_OUT, PackLimits, pack_matching};
 pub use remove::remove_tree;
+pub use retime::{FileTime, NoCopy, Retimed, Retiming, file_clock, retime};
 pub use seal::{Seal, seal, seal_on_threads};
 pub use stack::topmost;
 pub use unpack::{UnpackError, UnpackLimits, Unpacked, unpack};
 
 pub use at::join;
+pub(crate) use at::shared_xattrs_hash;
 pub use descent::Descent;
 pub use {
     at::{entries, mtime, open_below, open_dir, open_dir_at, stat_at},

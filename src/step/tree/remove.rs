@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::at::{entries, join, open_below, open_dir_at};
+use super::at::{entries_once, join, open_below, open_dir_at};
 
 /// The path length, in bytes, above which a directory is first moved up to the root. So every operation costs
 /// the same at any depth of the tree.
@@ -29,6 +29,9 @@ const DEEP_BYTES: usize = 128;
 /// Returns the first error. Everything else that can be removed is removed: an immutable file, or a mount
 /// point, stays with the directories above it, and nothing else stays.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
+    if is_removed(fs::rmdir(path)) {
+        return Ok(());
+    }
     let root = match open_unlocked(fs::CWD, path.as_os_str().as_bytes()) {
         Ok(root) => root,
         Err(Errno::NOENT) => return Ok(()),
@@ -83,7 +86,7 @@ impl Removal {
         if !path.is_empty() {
             work.push(Work::Remove(path.to_vec()));
         }
-        for (name, kind) in entries(&dir).map_err(errno)? {
+        for (name, kind) in entries_once(&dir).map_err(errno)? {
             let below = self.entry(&dir, path, &name, kind);
             match below {
                 Ok(below) => work.extend(below.map(Work::Empty)),
@@ -105,6 +108,9 @@ impl Removal {
                 Err(error) => return Err(error),
             }
         }
+        if is_removed(fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
+            return Ok(None);
+        }
         drop(open_unlocked(dir.as_fd(), name.to_bytes())?);
         let below = join(path, name.to_bytes());
         if below.len() <= DEEP_BYTES {
@@ -117,6 +123,11 @@ impl Removal {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Returns whether a directory is gone. If it is not empty, or cannot be removed yet, it is emptied first.
+fn is_removed(removed: Result<(), Errno>) -> bool {
+    matches!(removed, Ok(()) | Err(Errno::NOENT))
 }
 
 fn is_dir(dir: &OwnedFd, name: &CString) -> bool {

@@ -45,6 +45,10 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// clock jumped.
 const MAX_GAP_MS: i64 = 2 * DAY_MS;
 
+/// The most bytes of records of what steps read, and the part of the store's limit that they may take.
+const MAX_TRACES_BYTES: u64 = 512 << 20;
+const TRACE_PART: u64 = 8;
+
 /// How long a record of removed entries is kept.
 const HISTORY_MS: i64 = 90 * DAY_MS;
 
@@ -265,6 +269,7 @@ fn collect_garbage(store: &Store, request: &GcRequest) -> Result<GcReport, Store
         let inventory = sweep.forget_missing(transaction, index::inventory::read(transaction)?)?;
         let (plan, runs) = measured.plan(&inventory, request, now, jumped);
         forget(transaction, &inventory, &plan, now)?;
+        forget_traces(transaction, request, now)?;
         collect::reconcile(transaction, &index::inventory::read(transaction)?)?;
         let mut report = report(&plan);
         report.reaped = collect::reaped(transaction)?;
@@ -367,4 +372,15 @@ fn forget(
         collect::doom_cache_dir(transaction, &inventory.cache_dirs[victim.index].key)?;
     }
     Ok(())
+}
+
+/// Forgets records of what steps read that were not used for long, or are too many.
+fn forget_traces(transaction: &rusqlite::Transaction<'_>, request: &GcRequest, now: i64) -> rusqlite::Result<()> {
+    let GcLimits { max_bytes, max_age, .. } = request.limits;
+    let most = match request.forget {
+        Forget::Cached | Forget::Everything => 0,
+        Forget::Nothing | Forget::Steps(_) => MAX_TRACES_BYTES.min(max_bytes / TRACE_PART),
+    };
+    let age = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
+    index::traces::expire(transaction, now.saturating_sub(age), most)
 }

@@ -22,13 +22,18 @@ pub(in crate::store) struct CacheRow {
 }
 
 /// Sets the snapshot of `key`, and replaces any previous one.
-pub(in crate::store) fn put(transaction: &Transaction<'_>, key: &[u8; 32], row: &CacheRow) -> rusqlite::Result<()> {
+pub(in crate::store) fn put(
+    transaction: &Transaction<'_>,
+    key: &[u8; 32],
+    row: &CacheRow,
+    traced: bool,
+) -> rusqlite::Result<()> {
     let CacheRow { snapshot, run, pipeline, step, created_at } = row;
     let mut insert = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO cache (key, snapshot, run, pipeline, step, created_at, used_at)
-         VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO cache (key, snapshot, run, pipeline, step, created_at, used_at, traced)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )?;
-    insert.execute(params![key, snapshot, run.to_string(), pipeline, step, created_at, now_ms()]).map(drop)
+    insert.execute(params![key, snapshot, run.to_string(), pipeline, step, created_at, now_ms(), traced]).map(drop)
 }
 
 /// Returns the entry of `key`.
@@ -99,8 +104,8 @@ pub(in crate::store) fn set_used_at(
 
 /// Returns all entries.
 pub(in crate::store) fn all(connection: &Connection) -> rusqlite::Result<Vec<CachedStep>> {
-    let mut select =
-        connection.prepare_cached("SELECT key, snapshot, run, pipeline, step, created_at, used_at FROM cache")?;
+    let mut select = connection
+        .prepare_cached("SELECT key, snapshot, run, pipeline, step, created_at, used_at, traced FROM cache")?;
     let read = |row: &rusqlite::Row<'_>| {
         Ok(CachedStep {
             key: row.get(0)?,
@@ -110,9 +115,50 @@ pub(in crate::store) fn all(connection: &Connection) -> rusqlite::Result<Vec<Cac
             step: row.get(4)?,
             created_at: row.get(5)?,
             used_at: row.get(6)?,
+            traced: row.get(7)?,
         })
     };
     select.query_map([], read)?.collect()
+}
+
+/// Returns the snapshots of the last results of a pipeline's step, the newest first.
+pub(in crate::store) fn last_of(
+    connection: &Connection,
+    pipeline: &str,
+    step: &str,
+    most: u32,
+) -> rusqlite::Result<Vec<String>> {
+    let mut select = connection.prepare_cached(
+        "SELECT snapshot FROM cache WHERE pipeline = ? AND step = ? ORDER BY created_at DESC, key LIMIT ?",
+    )?;
+    select.query_map(params![pipeline, step, most], |row| row.get(0))?.collect()
+}
+
+/// Returns the scope of the remote cache whose results the store has, if it is known.
+pub(in crate::store) fn scope(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    connection.query_row("SELECT scope FROM scopes", [], |row| row.get(0)).optional()
+}
+
+/// Records that the store has results of a scope, unless it has those of another one, which is returned.
+/// Results from before any scope was known are those of `default`.
+pub(in crate::store) fn claim(
+    transaction: &Transaction<'_>,
+    claimed_by: &str,
+    default: &str,
+) -> rusqlite::Result<Option<String>> {
+    if let Some(found) = scope(transaction)? {
+        return Ok(Some(found).filter(|found| found != claimed_by));
+    }
+    let has_results: bool = transaction.query_row(
+        "SELECT EXISTS (SELECT 1 FROM cache) OR EXISTS (SELECT 1 FROM cache_dirs)
+             OR EXISTS (SELECT 1 FROM snapshots)",
+        [],
+        |row| row.get(0),
+    )?;
+    if has_results && claimed_by != default {
+        return Ok(Some(default.to_owned()));
+    }
+    transaction.execute("INSERT INTO scopes (scope) VALUES (?)", [claimed_by]).map(|_| None)
 }
 
 /// Forgets a key.
@@ -129,4 +175,38 @@ pub(in crate::store) fn forget_broken(transaction: &Transaction<'_>) -> rusqlite
 pub(in crate::store) fn evicted(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<Evicted>> {
     let mut select = connection.prepare_cached("SELECT bytes, at, cause FROM evictions WHERE key = ?")?;
     select.query_row([key], |row| Ok(Evicted { bytes: row.get(0)?, at: row.get(1)?, cause: row.get(2)? })).optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> Connection {
+        let mut connection = Connection::open_in_memory().unwrap();
+        super::super::schema::migrate(&mut connection).unwrap();
+        connection
+    }
+
+    fn claimed(connection: &mut Connection, by: &str) -> Option<String> {
+        let transaction = connection.transaction().unwrap();
+        let other = claim(&transaction, by, "trusted").unwrap();
+        transaction.commit().unwrap();
+        other
+    }
+
+    #[test]
+    fn a_store_is_that_of_the_first_scope_and_of_the_default_one_if_it_has_results() {
+        let mut new = index();
+        assert_eq!(scope(&new).unwrap(), None);
+        assert_eq!(claimed(&mut new, "pr-1"), None);
+        assert_eq!(claimed(&mut new, "pr-1"), None);
+        assert_eq!(claimed(&mut new, "trusted").as_deref(), Some("pr-1"));
+        assert_eq!(scope(&new).unwrap().as_deref(), Some("pr-1"));
+
+        let mut used = index();
+        used.execute("INSERT INTO cache VALUES (x'00', 'snapshot', 'run', 'ci', 'build', 0, 0, 0)", []).unwrap();
+        assert_eq!(claimed(&mut used, "pr-1").as_deref(), Some("trusted"));
+        assert_eq!(claimed(&mut used, "trusted"), None);
+        assert_eq!(claimed(&mut used, "pr-1").as_deref(), Some("trusted"));
+    }
 }

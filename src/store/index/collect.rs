@@ -153,11 +153,12 @@ pub(in crate::store) fn layer_bytes(connection: &Connection) -> rusqlite::Result
 }
 
 /// The columns with the time when a name was last used.
-const USED_AT: [(&str, &str); 5] = [
+const USED_AT: [(&str, &str); 6] = [
     ("cache", "used_at"),
     ("cache_dirs", "used_at"),
     ("sources", "used_at"),
     ("images", "used_at"),
+    ("traces", "used_at"),
     ("kept", "created_at"),
 ];
 

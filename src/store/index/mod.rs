@@ -19,6 +19,7 @@ pub(super) mod runs;
 mod schema;
 pub(super) mod snapshots;
 pub(super) mod sources;
+pub(super) mod traces;
 
 use std::{
     fs,

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 5] = [V1, V2, V3, V4, V5];
+const MIGRATIONS: [&str; 8] = [V1, V2, V3, V4, V5, V6, V7, V8];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -157,6 +157,28 @@ CREATE TABLE input_digests (
     PRIMARY KEY (snapshot, source, path)
 ) WITHOUT ROWID;
 ";
+
+/// What steps read, by what is known before they run: see `docs/design/trace-cache.md`.
+const V6: &str = "
+CREATE TABLE traces (
+    key        BLOB NOT NULL,
+    id         BLOB NOT NULL,                 -- the hash of the record
+    created_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL,
+    record     BLOB NOT NULL,                 -- last: the others are read without it
+    PRIMARY KEY (key, id)
+);
+CREATE INDEX traces_used ON traces (used_at);
+";
+
+/// The names of lists of chunks at engines, and whose results the store has.
+const V7: &str = "
+ALTER TABLE layers ADD COLUMN chunks TEXT;              -- the digest of the list of its chunks
+CREATE TABLE scopes (scope TEXT PRIMARY KEY) WITHOUT ROWID; -- of the remote cache; at most one row
+";
+
+/// Which results are found by what their steps read. Those never leave the store.
+const V8: &str = "ALTER TABLE cache ADD COLUMN traced INTEGER NOT NULL DEFAULT 0";
 
 /// Migrates the tables to this version.
 ///

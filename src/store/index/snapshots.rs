@@ -6,8 +6,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{images, layers, now_ms};
 use crate::store::{ImageDigest, LayerId, Snapshot};
 
-/// Adds a snapshot. A doomed snapshot is no longer doomed afterwards, and one that lost layers gets the
-/// current ones. Its layers must have rows already. `config` is JSON.
+/// Adds a snapshot. A doomed snapshot is no longer doomed afterwards. One that is there already becomes
+/// the given one: with the same id, it shows the same, but may consist of other layers over another
+/// source. Its layers must have rows already. `config` is JSON.
 pub(in crate::store) fn insert(
     transaction: &Transaction<'_>,
     id: &str,
@@ -16,7 +17,8 @@ pub(in crate::store) fn insert(
 ) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "INSERT INTO snapshots (id, base, source, id_map, stack, around, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-         ON CONFLICT (id) DO UPDATE SET doomed = NULL, stack = excluded.stack",
+         ON CONFLICT (id) DO UPDATE SET doomed = NULL, base = excluded.base, source = excluded.source,
+             id_map = excluded.id_map, stack = excluded.stack",
     )?;
     let Snapshot { base, source, layers, id_map } = snapshot;
     let values = params![id, base.to_string(), source.as_str(), to_text(id_map), stack(layers), config, now_ms()];

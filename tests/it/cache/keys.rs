@@ -29,6 +29,8 @@ struct Parts {
     inputs: Option<[u8; 32]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     step_inputs: Option<[u8; 32]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source_ignore: Option<[u8; 32]>,
 }
 
 impl Parts {
@@ -52,6 +54,7 @@ impl Parts {
             source_times,
             inputs,
             step_inputs: self.step_inputs.as_ref(),
+            source_ignore: self.source_ignore.as_ref(),
         };
         parts.key().to_string()
     }
@@ -92,7 +95,7 @@ fn parts() -> impl Strategy<Value = Parts> {
     let env = proptest::collection::btree_map("[A-Z=]{0,3}", text(), 0..4);
     let inputs = prop::option::of(prop::array::uniform32(0..2_u8));
     let times = any::<bool>().prop_map(|real| if real { SourceTimes::Real } else { SourceTimes::Normal });
-    let more = (text(), text(), times, inputs.clone(), inputs);
+    let more = (text(), text(), times, inputs.clone(), inputs.clone(), inputs);
     (text(), any::<bool>(), text(), text(), env, text(), 0..3_u32, text(), text(), text(), more).prop_map(
         |(dsl_key, is_snapshot, base, command, env, runner, runner_version, os, arch, mode, more)| Parts {
             dsl_key,
@@ -110,6 +113,7 @@ fn parts() -> impl Strategy<Value = Parts> {
             source_times: more.2,
             inputs: more.3,
             step_inputs: more.4,
+            source_ignore: more.5,
         },
     )
 }
@@ -136,7 +140,7 @@ proptest! {
     #[test]
     fn every_single_change_changes_the_key(parts in parts(), which in any::<prop::sample::Index>()) {
         let key = parts.key();
-        let mut changes = vec![parts.clone(); 7];
+        let mut changes = vec![parts.clone(); 8];
         changes[0].is_snapshot ^= true;
         changes[1].runner_version += 1;
         changes[2].env.insert("ADDED".into(), String::new());
@@ -145,6 +149,10 @@ proptest! {
             None => Some([0; 32]),
         };
         changes[6].step_inputs = match parts.step_inputs {
+            Some(_) => None,
+            None => Some([0; 32]),
+        };
+        changes[7].source_ignore = match parts.source_ignore {
             Some(_) => None,
             None => Some([0; 32]),
         };

@@ -4,7 +4,10 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::project::{Ended, Project};
+use crate::support::{
+    backends::usable,
+    project::{Ended, Project, ir_of},
+};
 
 /// What a service understands of a log.
 #[derive(Debug, Default)]
@@ -132,4 +135,32 @@ fn colors_are_what_the_user_chooses() {
         error.starts_with("\x1b[1;31merror:\x1b[0m no pipeline") && error.contains("\x1b[32mhint:\x1b[0m"),
         "{error:?}"
     );
+}
+
+#[test]
+fn ci_is_true_in_every_step_on_every_machine() {
+    let project = Project::new();
+    let nodes = [
+        json!({ "step": { "key": "plain", "cmd": "echo CI=$CI" }, "env": {} }),
+        json!({ "step": { "key": "own", "cmd": "echo CI=$CI" }, "env": { "CI": "own" } }),
+        json!({ "step": { "key": "none", "cmd": "echo CI=$CI" }, "env": { "CI": "" } }),
+    ];
+    project.file(".hm/ci.json", &ir_of(&nodes, &[]));
+    for runner in ["process", "sandbox"] {
+        for outside in [None, Some("elsewhere")] {
+            let mut hm = project.hm(&["run", "--runner", runner, "--format", "human"]);
+            match outside {
+                Some(value) => hm.env("CI", value),
+                None => hm.env_remove("CI"),
+            };
+            let ended = Ended::of(&mut hm);
+            if !usable(runner, ended.code != Some(3), &ended.stderr) {
+                continue;
+            }
+            let shown = ended.expect(0).stdout;
+            for line in ["plain | CI=true", "own | CI=own", "none | CI="] {
+                assert!(shown.lines().any(|shown| shown == line), "{runner}: {line}: {shown}");
+            }
+        }
+    }
 }

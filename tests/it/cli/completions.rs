@@ -113,6 +113,7 @@ fn steps_of_earlier_runs_are_completed() {
         assert_eq!(of(&["hm", "run", "ci", "b"]), ["book"], "{shell}");
         assert_eq!(of(&["hm", "why", &format!("{id}/b")]), [format!("{id}/book")], "{shell}");
         assert_eq!(of(&["hm", "report", &id[..4]]), [id], "{shell}");
+        assert_eq!(of(&["hm", "help", "remo"]), ["remote"], "{shell}");
     }
 }
 

@@ -111,6 +111,7 @@ fn missing_steps_runs_and_files_are_reported_with_a_hint() {
     expect("build:artifact", &["were not kept", "hm run --keep"]);
     expect("test:missing", &["/workspace/missing", "No such file"]);
     expect("test", &["has no path"]);
+    expect("test:", &["the path is empty", "use `.` for the step's work directory"]);
     project.file(".hm/more.json", &ir(&[("a", "exit 1", None), ("b", "true", Some(0)), ("c", "true", None)]));
     Ended::of(&mut project.hm(&["run", "more", "-j1", "--format", "human"])).expect(1);
     expect("b:f", &["did not run"]);

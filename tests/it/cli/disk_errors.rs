@@ -38,6 +38,15 @@ fn a_log_that_fills_the_disk_is_reported_once_and_collected_at_once() {
 }
 
 #[test]
+fn a_store_that_cannot_be_made_is_not_blamed_on_the_runner() {
+    let project = Project::with_steps(&[("a", "true", None)]);
+    let mut hm = project.hm(&["run", "--runner", "sandbox"]);
+    let said = Ended::of(hm.env("HM_CACHE_DIR", "/proc/nope")).expect(3).stderr;
+    assert!(said.contains("the store cannot be used: failed to make the directory `/proc/nope`: "), "{said}");
+    assert!(said.contains("hint: set HM_CACHE_DIR to a directory") && !said.contains("--runner process"), "{said}");
+}
+
+#[test]
 fn an_immutable_file_keeps_no_other_garbage() {
     let Some(disk) = Filesystem::ext4(48) else { return };
     let project =

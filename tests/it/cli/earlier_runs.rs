@@ -55,6 +55,8 @@ fn the_log_of_a_cached_step_is_shown_byte_for_byte_and_escaped_on_a_terminal() {
     assert!(first.ends_with(log), "{first:?}");
     assert!(run(&project).expect(0).stdout.contains("cached"));
     assert_eq!(logs(), first);
+    let times = Ended::of(&mut project.hm(&["logs", "-t", "build"])).expect(2).stderr;
+    assert!(times.contains("the output of a cached step has no times") && times.contains("--no-cache"), "{times}");
     let mut terminal = Terminal::open(&project, &["logs", "build"]);
     terminal.expect("\x1b[31mred\x1b[0m end\x1b[0m\r\n");
     assert!(terminal.hm.wait().unwrap().success());
@@ -62,6 +64,25 @@ fn the_log_of_a_cached_step_is_shown_byte_for_byte_and_escaped_on_a_terminal() {
     assert!(listed.starts_with("run ") && listed.contains("build"), "{listed}");
     let unknown = Ended::of(&mut project.hm(&["logs", "biuld"])).expect(2).stderr;
     assert!(unknown.contains("build"), "{unknown}");
+}
+
+#[test]
+fn why_says_what_a_step_lacks_to_be_cached() {
+    let project = Project::new();
+    cached(&project, "true", "one");
+    let ir = std::fs::read_to_string(project.dir.join(".hm/ci.json")).unwrap();
+    let mut ir: Value = serde_json::from_str(&ir).unwrap();
+    ir["default_image"] = "host".into();
+    project.file(".hm/ci.json", &ir.to_string());
+    project.run(&[]).expect(0);
+    assert_eq!(why(&project).0, "build: not cached: its runner, `process`, creates no snapshots that can be cached\n");
+    ir["graph"]["nodes"][0]["step"]["cache"] = Value::Null;
+    project.file(".hm/ci.json", &ir.to_string());
+    let ended = Ended::of(&mut project.hm(&["run", "--runner", "sandbox"]));
+    if usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        ended.expect(0);
+        assert_eq!(why(&project).0, "build: not cached: it has no cache policy with a key\n");
+    }
 }
 
 #[test]

@@ -44,6 +44,8 @@ fn pipelines_are_searched_upwards_to_the_root_of_the_repository() {
     // Outside a repository, parent directories are not searched.
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(2);
     assert!(ended.stderr.contains("no directory .hm in"), "{}", ended.stderr);
+    let hint = format!("hint: to use that one, pass `-d {}`", project.dir.display());
+    assert!(ended.stderr.contains(&hint), "{}", ended.stderr);
 
     fs::create_dir(project.dir.join(".git")).unwrap();
     let ended = Ended::of(project.hm(&["run", "--runner", "process"]).current_dir(&deep)).expect(0);
@@ -146,7 +148,10 @@ fn wrong_usage_exits_with_2() {
 fn a_substitution_that_matches_nothing_prints_a_warning() {
     let project = Project::with_steps(TRUE);
     let ended = project.run(&["--image", "debain:12=host"]).expect(0);
-    assert_eq!(ended.stderr, "warning: `--image debain:12=...` has no effect: no step starts from that image\n");
+    assert_eq!(
+        ended.stderr,
+        "warning: `--image debain:12=...` has no effect: no step starts from that image, but from `host`\n"
+    );
 }
 
 #[test]
@@ -283,4 +288,15 @@ fn only_the_user_can_name_a_project() {
         let ended = project.run(&[]).expect(2);
         assert!(ended.stderr.contains(said), "{}", ended.stderr);
     }
+}
+
+#[test]
+fn doctor_goes_on_after_an_invalid_configuration() {
+    let project = Project::with_steps(TRUE);
+    project.file(".hm/hm.toml", "[");
+    let ended = Ended::of(&mut project.hm(&["doctor"])).expect(3);
+    for shown in ["FAIL  configuration ", "hm.toml, line 1", "not checked, because the configuration is invalid"] {
+        assert!(ended.stdout.contains(shown), "{shown}: {ended:?}");
+    }
+    assert!(ended.stderr.is_empty(), "{ended:?}");
 }

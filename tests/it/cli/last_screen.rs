@@ -32,6 +32,11 @@ fn paste_in(dir: &Path, project: &Project, command: &str) -> Ended {
     Ended::of(sh.env("HM", hm()).env("HM_CACHE_DIR", &project.store).env("HM_CACHE_GC", "off").env("HM_TRUST", "1"))
 }
 
+/// Returns the run that the verdict names.
+fn run_of(verdict: &str) -> &str {
+    verdict.rsplit_once(" · run ").unwrap_or_else(|| panic!("{verdict}")).1
+}
+
 /// Returns the commands of the last line, by their names.
 fn next_commands(shown: &str) -> BTreeMap<&str, &str> {
     let last = shown.lines().last().unwrap_or_default().trim();
@@ -62,7 +67,7 @@ fn a_failure_shows_what_where_why_and_what_to_type_next() {
         assert!(block[0].contains(&format!("s · {runner}, from deps ──")), "{block:#?}");
         assert_eq!(block[0].chars().count(), 80, "{block:#?}");
         assert_eq!(block[1], format!("  $ {flood}"));
-        assert_eq!(block[2], "  … 893 earlier lines: hm logs unit", "{block:#?}");
+        assert_eq!(block[2], format!("  … 893 earlier lines: hm logs {}/unit", run_of(block[12])), "{block:#?}");
         assert_eq!(block[3], "    stderr │ the reason", "{block:#?}");
         assert_eq!(block[4], "    …", "{block:#?}");
         let numbers: Vec<String> = (894..=900).map(|number| format!("    {number}")).collect();
@@ -102,7 +107,7 @@ fn three_failures_fit_on_a_screen_each_and_many_are_named() {
     pipeline(&project, &steps, &json!([]));
     let ended = project.run(&["-k", "-j1", "--format", "human"]).expect(1);
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    assert_eq!(lines[lines.len() - 3], "── FAILED  s10, s11, s12, s13");
+    assert_eq!(lines[lines.len() - 3], "── FAILED  s10 (exit 3), s11 (exit 3), s12 (exit 3), s13 (exit 3)");
     assert!(lines[lines.len() - 2].starts_with("── 14 failed · "), "{lines:#?}");
 }
 
@@ -118,6 +123,36 @@ fn a_command_that_contains_a_secret_is_masked() {
     let ended = ended.expect(1);
     assert!(ended.stdout.contains("\n  $ login --token ***; exit 4\n"), "{}", ended.stdout);
     assert!(!ended.stdout.contains(SECRET) && !ended.stderr.contains(SECRET), "{}", ended.stdout);
+}
+
+#[test]
+fn a_locale_without_utf_8_gets_ascii() {
+    let project = Project::new();
+    pipeline(&project, &[("bad", "", "seq 9; echo é; exit 3"), ("good", "", "true")], &json!([[0, 1, "builds_in"]]));
+    let run = |locale: &str| {
+        let mut hm = project.hm(&["run", "--runner", "process", "--format", "human"]);
+        Ended::of(hm.env("LC_ALL", locale)).expect(1).stdout
+    };
+    let shown = run("C");
+    assert!(
+        shown.contains("-- FAILED  bad - exit 3 - ") && shown.contains("  ... 2 earlier lines: hm logs "),
+        "{shown}"
+    );
+    // What a step prints stays what it is.
+    assert!(shown.replace('é', "e").is_ascii() && shown.contains("bad | é\n"), "{shown}");
+    assert!(run("C.UTF-8").contains("── FAILED  bad · exit 3 · "));
+    let plan = Ended::of(project.hm(&["plan"]).env("LC_ALL", "C")).expect(0).stdout;
+    assert!(plan.contains("\n`- good"), "{plan}");
+}
+
+#[test]
+fn commands_show_the_same_run_after_the_next_one() {
+    let project = Project::new();
+    pipeline(&project, &[("lint", "", "echo first; exit 1")], &json!([]));
+    let first = project.run(&["--format", "human"]).expect(1);
+    pipeline(&project, &[("lint", "", "echo second; exit 1")], &json!([]));
+    project.run(&["--format", "human"]).expect(1);
+    assert_eq!(paste(&project, next_commands(&first.stdout)["logs"]).expect(0).stdout, "first\n");
 }
 
 #[test]
@@ -151,4 +186,23 @@ fn a_passed_build_says_what_the_cache_saved() {
         let last = ended.stdout.lines().last().unwrap();
         assert!(last.starts_with("passed · 1 step · ") && last.contains(" · 1 cached (saved "), "{last}");
     }
+}
+
+#[test]
+fn a_quiet_run_shows_only_what_failed() {
+    let project = Project::new();
+    pipeline(&project, &[("good", "", "echo fine; echo odd >&2")], &json!([]));
+    let passed = project.run(&["-q"]).expect(0);
+    assert_eq!((passed.stdout.as_str(), passed.stderr.as_str()), ("", ""));
+    pipeline(&project, &[("good", "", "echo fine"), ("bad", "", "echo broken >&2; exit 3")], &json!([]));
+    let failed = project.run(&["--format", "quiet", "-k"]).expect(1);
+    let lines: Vec<&str> = failed.stdout.lines().collect();
+    assert!(lines[0].starts_with("── FAILED  bad · exit 3 · "), "{lines:#?}");
+    assert_eq!(lines[1..3], ["  $ echo broken >&2; exit 3", "    stderr │ broken"]);
+    assert!(lines[3].starts_with("── 1 failed, 1 passed · "), "{lines:#?}");
+    let again = "again hm run --runner process --format quiet -k --failed";
+    assert_eq!(lines[4], format!("  logs hm logs {}/bad · {again}", run_of(lines[3])));
+    assert_eq!((lines.len(), failed.stderr.as_str()), (5, ""));
+    let both = project.run(&["-q", "--logs"]).expect(2);
+    assert!(both.stderr.contains("cannot be used with"), "{}", both.stderr);
 }

@@ -89,6 +89,16 @@ fn a_flaky_step_is_never_silent() {
     let expected = json!({ "backoff_ms": 0, "message": "the command exited with 7; retry 1 of 2", "exit_code": 7 });
     assert_eq!(retry, expected);
 
+    let logs = |args: &[&str]| Ended::of(project.hm(&["logs", "e2e"]).args(args)).expect(0);
+    let last = logs(&[]);
+    assert_eq!(last.stdout, "try\n");
+    assert_eq!(last.stderr, "note: this is attempt 2; `--attempt N` shows an earlier one: 1\n");
+    for args in [&["--attempt", "1"][..], &["--attempt", "1", "-n", "9"]] {
+        let first = logs(args);
+        assert!(first.stdout.contains("broken\n") && first.stderr.is_empty(), "{first:?}");
+    }
+    assert_eq!(logs(&["--attempt", "2", "-n", "9"]).stdout, "try\n");
+
     let flaky = |args: &[&str]| Ended::of(project.hm(&["flaky"]).args(args)).expect(0);
     let text = flaky(&[]).stdout;
     assert!(text.starts_with("ci/e2e  flaky in 2 of 3 runs  last in run "), "{text}");

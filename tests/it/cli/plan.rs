@@ -75,15 +75,20 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     project.file("a.txt", "two");
     let edited = lines(&plan(&project, &[]));
     assert_eq!(edited[2], cached[0]);
-    assert_eq!(edited[4], "docs will run: files that match its `on_change` paths changed image host");
+    assert_eq!(edited[4], "docs will run: a.txt changed image host");
     assert_eq!(edited[5], "└─ site will run after unit");
+    project.file("b.txt", "new");
+    assert!(
+        lines(&plan(&project, &[])).contains(&"docs will run: a.txt and 1 other file changed image host".to_owned())
+    );
 
     pipeline(&project, "echo built otherwise > out");
     let changed = lines(&plan(&project, &["ci", "build", "unit"]));
     assert_eq!(changed[2..], ["build will run: its command changed image host", "└─ Unit tests (unit) will run"]);
-    // `-v` also shows the debug log, on stderr.
-    let verbose = Ended::of(&mut project.hm(&["plan", "-v", "ci", "build"])).expect(0).stdout;
-    assert!(verbose.contains("\n  $ echo built otherwise > out\n"), "{verbose}");
+    // `-v` shows the commands, and not the debug log, as of other commands.
+    let verbose = Ended::of(&mut project.hm(&["plan", "-v", "ci", "build"])).expect(0);
+    assert!(verbose.stdout.contains("\n  $ echo built otherwise > out\n"), "{}", verbose.stdout);
+    assert_eq!(verbose.stderr, "");
 
     let json: Value = serde_json::from_str(&plan(&project, &["--format", "json"])).unwrap();
     let of = |at: usize| &json["steps"][at];
@@ -96,6 +101,28 @@ fn a_plan_says_what_is_cached_and_why_the_rest_would_run() {
     let runs: Value =
         serde_json::from_str(&Ended::of(&mut project.hm(&["runs", "--format", "json"])).expect(0).stdout).unwrap();
     assert_eq!(runs.as_array().unwrap().len(), 1, "a plan is no run");
+}
+
+#[test]
+fn a_pipe_gets_whole_reasons() {
+    let project = Project::new();
+    let name = "A_VARIABLE_WHOSE_NAME_ALONE_IS_LONGER_THAN_A_REASON_ON_A_TERMINAL_MAY_BE";
+    let write = |variables: Value| {
+        let cache = json!({ "policy": "forever", "key": "0123" });
+        let step = json!({ "key": "build", "cmd": "true", "cache": cache });
+        let nodes = json!([{ "step": step, "env": variables }]);
+        let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
+        project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
+    };
+    write(json!({}));
+    let ended = Ended::of(&mut project.hm(&["run"]));
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        return;
+    }
+    ended.expect(0);
+    write(json!({ (name): "1" }));
+    let found = lines(&plan(&project, &[]));
+    assert_eq!(found[2], format!("build will run: variable {name} was added image host"));
 }
 
 #[test]

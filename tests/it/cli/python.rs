@@ -83,7 +83,7 @@ fn an_error_in_a_file_is_shown_at_its_place() {
         project.file(".hm/broken.py", text);
         let ended = Ended::of(project.hm(&["run"]).env("HM_PYTHON", &python)).expect(2);
         assert!(ended.stderr.starts_with(&format!("error: {said}")), "{}", ended.stderr);
-        assert!(ended.stderr.contains("`hm render`") && !ended.stderr.contains("frozen importlib"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("`hm plan`") && !ended.stderr.contains("frozen importlib"), "{}", ended.stderr);
         assert_eq!(ended.stderr.contains("it runs in a sandbox"), text.contains("nothing"), "{}", ended.stderr);
         assert_eq!(ended.stdout, "");
     }

@@ -333,14 +333,15 @@ fn a_pipeline_cannot_control_the_terminal_and_its_answer_is_validated() {
     let printed = hostile.prints("print('\\x1b]0;title\\x07\\x1b[2Jcleared')\nsys.stderr.write('no end')");
     assert!(printed.contains("cleared\n") && printed.contains("no end\n") && !printed.contains('\x1b'), "{printed}");
     // Code that finds the descriptor for the answer answers for the project, as the project may.
-    for (answer, code) in [
-        ("nonsense", 2),
-        ("{}", 2),
-        (r#"{"envelope": "{}"}"#, 2),
-        (r#"{"envelope": "{\"schema_version\": \"9\", \"pipelines\": []}"}"#, 2),
+    for (answer, text) in [
+        ("nonsense", "ended without printing its pipelines"),
+        ("{}", "does not have the package `harmont`"),
+        (r#"{"envelope": "{}"}"#, "failed to read the output of harmont"),
+        (r#"{"envelope": "{\"schema_version\": \"9\", \"pipelines\": []}"}"#, "envelope has version 9"),
     ] {
         hostile.script(&format!("os.write(3, {answer:?}.encode()); os._exit(0)"));
-        hostile.pipelines().expect(code);
+        let ended = hostile.pipelines().expect(2);
+        assert!(ended.stderr.contains(text), "{answer}: {}", ended.stderr);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use hm_exec::{
     StepStatus,
-    event::{self, RunDir, RunMeta, StateEvent, StdStream},
+    event::{self, RunDir, RunMeta, StateEvent, StdStream, StepCommand},
     plan::StepIndex,
     runner::Secrets,
     store::{NewRun, Store},
@@ -61,6 +61,10 @@ fn a_page_has_the_run_as_data_and_hostile_text_stays_text() {
     assert_eq!((&test["needs"], &test["exit"], &test["status"]), (&json!([0]), &json!(3), &json!("failed")));
     assert_eq!((&deploy["needs"], &deploy["status"]), (&json!([1]), &json!("skipped")));
     assert_eq!(data(&html, "log-0-1")["lines"][0], HOSTILE);
+    assert_eq!(
+        (&build["cmd"], &deploy["cmd"]),
+        (&json!([format!("printf '%s\\n' '{HOSTILE}'"), 0]), &json!(["true", 0]))
+    );
 
     // The end of a long log, without sequences that could control anything, and the stream of each line.
     let log = data(&html, "log-1-1");
@@ -88,10 +92,11 @@ async fn a_page_has_no_secret_of_labels_output_and_messages() {
     secrets.insert("TOKEN", "s3cr3t-value");
     let mut meta = run_events::meta(1);
     meta.steps[0].display_name = "deploy with s3cr3t-value".into();
+    meta.details.commands = vec![StepCommand::new("curl -u me:s3cr3t-value")];
     record(&project, meta, &secrets, "token s3cr3t-value").await;
     let html = fs::read_to_string(page(&project)).unwrap();
     assert!(html.contains("deploy with") && data(&html, "log-0-1")["lines"][0].as_str().unwrap().contains("token "));
-    assert!(!html.contains("s3cr3t"), "{html}");
+    assert!(html.contains("curl -u me:***") && !html.contains("s3cr3t"), "{html}");
 }
 
 #[test]
@@ -129,6 +134,8 @@ fn a_browser_shows_a_page_and_the_keyboard_reaches_everything() {
     assert_eq!(browser.value("document.activeElement.id"), "step-title");
     assert_eq!(browser.value("document.querySelector('#panel h2').textContent"), HOSTILE);
     browser.wait_for("document.querySelector('.log .text')?.textContent.startsWith('</script><img')");
+    let command = browser.value("document.querySelector('#panel .cmd').textContent");
+    assert_eq!(command, format!("printf '%s\\n' '{HOSTILE}'"));
     browser.press("Escape");
     assert_eq!(browser.value("document.querySelector('#panel').hidden"), true);
     browser.press("n");

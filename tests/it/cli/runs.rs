@@ -167,7 +167,9 @@ fn labels_name_steps_and_keys_come_first() {
     let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": [] });
     project.file(".hm/ci.json", &json!({ "version": "0", "default_image": "host", "graph": graph }).to_string());
     let ended = project.run(&["-k", "-j1"]).expect(1);
-    assert!(ended.stdout.contains("=> Unit tests (unit) started"), "{}", ended.stdout);
+    for what in ["started (", "passed in "] {
+        assert!(ended.stdout.contains(&format!("=> Unit tests (unit) {what}")), "{}", ended.stdout);
+    }
     assert_eq!(hm(&project, &["logs", "Unit tests"]).expect(0).stdout, "of unit\n");
     assert_eq!(hm(&project, &["logs", "unit"]).expect(0).stdout, "of unit\n");
     assert_eq!(hm(&project, &["logs", "--failed"]).expect(0).stdout, "of lint\n");
@@ -175,4 +177,23 @@ fn labels_name_steps_and_keys_come_first() {
     project.run(&[]).expect(0);
     let none = hm(&project, &["logs", "--failed"]).expect(0);
     assert!(none.stdout.is_empty() && none.stderr.starts_with("note: no step failed in run "), "{}", none.stderr);
+}
+
+#[test]
+fn a_run_of_a_part_hides_nothing_of_the_other_steps() {
+    let steps = |lint: &str| ir(&[("unit", "true", None), ("lint", lint, None), ("docs", "true", None)]);
+    let project = Project::new();
+    project.file(".hm/ci.json", &steps("echo of lint; exit 1"));
+    project.run(&["-k"]).expect(1);
+    project.run(&["ci", "unit"]).expect(0);
+    assert_eq!(hm(&project, &["logs", "lint"]).expect(0).stdout, "of lint\n");
+    let unknown = hm(&project, &["logs", "nope"]).expect(2).stderr;
+    assert!(unknown.contains("no step named `nope` in run "), "{unknown}");
+    let again = project.run(&["ci", "--failed"]).expect(1).stdout;
+    assert!(again.contains("lint failed with exit code 1") && again.contains("── 1 failed · "), "{again}");
+    // It has passed since the run that it failed in.
+    project.file(".hm/ci.json", &steps("true"));
+    project.run(&["ci", "lint"]).expect(0);
+    let none = project.run(&["ci", "--failed"]).expect(2).stderr;
+    assert!(none.contains("every step passed in the last run of `ci` ("), "{none}");
 }

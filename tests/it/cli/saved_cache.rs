@@ -1,5 +1,7 @@
 //! `hm cache save` and `hm cache restore`: results of one store in another one, by way of a directory that
 //! may be damaged, full, hostile, or in use by several processes.
+//!
+//! Over 500 lines because each kind of damage has a case, and all share how results are made.
 
 use std::{
     fs,
@@ -18,6 +20,7 @@ use crate::support::{
     images::Image,
     project::{Ended, Project, ir, walk},
     registry::Registry,
+    stock_engine::{Habits, StockEngine},
 };
 
 /// A project whose steps are cached, on an image of a registry.
@@ -490,4 +493,44 @@ fn a_full_disk_leaves_the_directory_as_it_was() {
     let mut hm = cached.hm("first", &["cache", "restore", large.to_str().unwrap()]);
     let ended = Ended::of(hm.env("HM_CACHE_DIR", disk.dir().join("store"))).expect(3);
     assert!(ended.stderr.contains("hm cache gc"), "{}", ended.stderr);
+}
+
+#[test]
+fn results_of_a_scope_get_into_stores_of_that_scope_only() {
+    let Some(cached) = Cached::new() else { return };
+    let engine = StockEngine::start(Habits::default());
+    let run = |store: &str, scope: &str| {
+        let mut hm = cached.hm(store, &["run", "--remote", &engine.url(), "--remote-cache", "both"]);
+        Ended::of(hm.env("HM_REMOTE_CACHE_SCOPE", scope))
+    };
+    run("pull-request", "pr-1").expect(0);
+    let (own, trusted) = (cached.path("saved-own"), cached.path("saved-trusted"));
+    cached.save("pull-request", &own);
+    cached.save("first", &trusted);
+    assert_eq!((&list(&own)["scope"], &list(&own)["version"]), (&json!("pr-1"), &json!(2)));
+    // An older program reads those that everybody may use.
+    assert_eq!((list(&trusted).get("scope"), &list(&trusted)["version"]), (None, &json!(1)));
+    let refused = |store: &str, verb: &str, dir: &Path| {
+        let before = files(dir);
+        let ended = Ended::of(&mut cached.hm(store, &["cache", verb, dir.to_str().unwrap()])).expect(2);
+        assert_eq!(files(dir), before);
+        ended.stderr
+    };
+    let why = "has results of the scope `pr-1`, and the store has those of `trusted`";
+    for verb in ["save", "restore"] {
+        let stderr = refused("first", verb, &own);
+        assert!(stderr.contains(why), "{verb}: {stderr}");
+    }
+    let stderr = refused("pull-request", "save", &trusted);
+    assert!(stderr.contains("has results of the scope `trusted`, and the store has those of `pr-1`"), "{stderr}");
+    // A store that has nothing becomes one of the scope, so no run of another one finds them there.
+    cached.restore("new", &own);
+    assert_eq!(cached.counts("new"), (0, 3));
+    let stderr = run("new", "trusted").stderr;
+    assert!(stderr.contains("has results of the scope `pr-1`, and this run's scope is `trusted`"), "{stderr}");
+    run("new", "pr-1").expect(0);
+    // What is trusted is restored anywhere.
+    let restored = cached.restore("pull-request", &trusted);
+    // The keys of `b` and `c` have the snapshot of `a`, which each store has of its own.
+    assert_eq!((&restored["present"], &restored["results"]), (&json!(1), &json!(2)), "{restored}");
 }

@@ -178,6 +178,47 @@ fn on_a_terminal_the_shell_gets_its_own_terminal() {
 }
 
 #[test]
+fn the_steps_command_is_shown_and_runs_again() {
+    let Some(project) = failed("echo at $PWD; [ -e fixed ]") else { return };
+    let mut terminal = Terminal::open(&project, &["shell", "test"]);
+    terminal.expect("  $ echo at $PWD; [ -e fixed ]\r\n`hm rerun` runs it again");
+    terminal.expect("hm:test /workspace ");
+    terminal.keys("cd /; hm rerun; echo it ended $?\r");
+    terminal.expect("at /workspace\r\nit ended 1\r\n");
+    terminal.expect("hm:test / ");
+    terminal.keys("touch /workspace/fixed; hm rerun; echo it ended $?\r");
+    terminal.expect("at /workspace\r\nit ended 0\r\n");
+    terminal.keys("hm run; echo code $?\r");
+    terminal.expect("only `hm rerun` works in here; `exit` leaves the step\r\ncode 2\r\n");
+    if std::path::Path::new("/bin/bash").exists() {
+        // The command comes back to be edited, before those that were typed.
+        terminal.keys("history | head -1 | tr a-z A-Z\r");
+        terminal.expect("ECHO AT $PWD; [ -E FIXED ]\r\n");
+    }
+    terminal.keys("exit 0\r");
+    assert_eq!(terminal.hm.wait().unwrap().code(), Some(0));
+    // Changes of a shell are discarded, the file of its prompt included.
+    let cmd = "for f in fixed /tmp/.hm-shell /run/.hm-shell /.hm-shell; do test ! -e $f || exit 1; done";
+    shell(&project, &["test", "--", "sh", "-c", cmd], "").expect(0);
+}
+
+#[test]
+fn a_hostile_key_does_nothing_in_the_prompt() {
+    let key = "$(touch /tmp/pwned)`id`";
+    let project = Project::with_steps(&[(key, "exit 1", None)]);
+    let ended = Ended::of(&mut project.hm(&["run", "--format", "human"]));
+    if !usable("the sandbox", ended.code != Some(3), &ended.stderr) {
+        return;
+    }
+    let mut terminal = Terminal::open(&project, &["shell", key]);
+    terminal.expect("hm:??touch??tmp?pwned??id? /workspace ");
+    terminal.keys("ls /tmp/pwned || echo no''thing\r");
+    terminal.expect("nothing\r\n");
+    terminal.keys("exit 0\r");
+    assert_eq!(terminal.hm.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn the_terminal_is_restored_however_the_shell_ends() {
     let Some(project) = failed("exit 1") else { return };
     for end in ["exit", "kill", "signal"] {

@@ -9,11 +9,12 @@ use std::{
     process::Command,
 };
 
+use hm_exec::cache::check_traces;
 use serde_json::{Value, json};
 
 use crate::support::{
     backends::{runs, usable},
-    project::{Ended, Project},
+    project::{Ended, Project, wait_for},
 };
 
 /// A stand-in for the package with the functions that these tests use. It has what the real one has in its
@@ -91,6 +92,44 @@ fn project() -> (Project, PathBuf) {
 }
 
 #[test]
+fn an_unchanged_typescript_pipeline_starts_no_node() {
+    for node in programs() {
+        let (project, package) = project();
+        project.file(".hm/hm.toml", "[cache]\nmode = \"auto\"\n");
+        project.file("unread/a.ts", "");
+        project
+            .file(".hm/_more.ts", "console.log('token', process.hrtime.bigint());\nexport const more = 'echo more';\n");
+        let render = || {
+            let mut hm = project.hm(&["render"]);
+            Ended::of(hm.env("HM_NODE", &node).env("HM_HARMONT_TS", &package)).expect(0).stderr
+        };
+        let traces = check_traces();
+        if !usable("traces", traces.is_ok(), &traces.err().unwrap_or_default()) {
+            return;
+        }
+        let found = wait_for_equal(render);
+        assert!(found.contains("token "), "{found}");
+        project.file("unread/b.ts", "");
+        assert_eq!(render(), found, "what is not read");
+        project.file(".hm/_more.ts", "console.log('token', 2);\nexport const more = 'echo more';\n");
+        assert!(render().contains("token 2\n"));
+    }
+}
+
+/// Renders until two renderings print the same.
+fn wait_for_equal(render: impl Fn() -> String) -> String {
+    let mut last = render();
+    let is_equal = wait_for(|| {
+        let next = render();
+        let is_equal = next == last;
+        last = next;
+        is_equal
+    });
+    assert!(is_equal, "never found: {last}");
+    last
+}
+
+#[test]
 fn a_typescript_pipeline_is_rendered_and_what_it_prints_does_no_harm() {
     for node in programs() {
         let (project, package) = project();
@@ -158,7 +197,7 @@ fn assert_errors(program: &Path, errors: &[(&str, &str)]) {
         let mut hm = project.hm(&["plan"]);
         let ended = Ended::of(hm.env("HM_NODE", program).env("HM_HARMONT_TS", &package)).expect(2);
         assert!(ended.stderr.starts_with(&format!("error: {said}")), "{}", ended.stderr);
-        assert!(ended.stderr.contains("`hm render`"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("`hm plan`"), "{}", ended.stderr);
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod admission;
 mod cas;
+mod chunk_traffic;
+mod chunks;
 mod digest_functions;
 mod engines;
 mod layer_cache;

@@ -1,123 +1,17 @@
 //! The remote cache: steps that ran on one machine need not run on another.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use hm_exec::{
-    BuildStatus, Engine, Plan, RunRequest,
+    BuildStatus, RunRequest,
     StepStatus::{CacheHit, Passed},
     cache::ProjectId,
-    remote_cache::RemoteCache,
-    runner::sandbox::SandboxRunner,
-    store::{Store, StoreHandle},
 };
-use serde_json::{Value, json};
 
 use crate::support::{
-    backends::usable,
-    images::{Image, has_busybox},
-    layer_writer::Ended,
-    programs::hm,
     proxy::{Proxy, Rules},
-    remote_engine::TestEngine,
+    team::{Team, can_run},
 };
-
-#[derive(Debug, hm_exec::RunnerSet)]
-struct Sandboxed {
-    sandbox: SandboxRunner,
-}
-
-/// A team: an engine, and an image that all machines have.
-struct Team {
-    engine: TestEngine,
-    image: String,
-    top: tempfile::TempDir,
-}
-
-/// One machine of a team, with its own checkout and store.
-struct Machine<'a> {
-    team: &'a Team,
-    dir: PathBuf,
-}
-
-impl Team {
-    fn gather() -> Option<Self> {
-        let engine = TestEngine::start().filter(|_| has_busybox())?;
-        let top = tempfile::tempdir().unwrap();
-        let layout = top.path().join("image");
-        Image::shell().write_oci(&layout, "it");
-        Some(Self { engine, image: format!("oci:{}:it", layout.display()), top })
-    }
-
-    fn machine(&self, name: &str) -> Machine<'_> {
-        let dir = self.top.path().join(name);
-        fs::create_dir_all(dir.join("source")).unwrap();
-        fs::write(dir.join("source/lock"), "as committed\n").unwrap();
-        Machine { team: self, dir }
-    }
-
-    /// Returns a chain of three steps that write to the image's files, the source's and their own, with
-    /// `last` as its end. The keys are unique to this test run, because an engine may outlive a test.
-    fn chain(&self, last: &str, policy: &str) -> Value {
-        let run = self.top.path().display();
-        let step = |key: &str, cmd: &str| {
-            let cache = json!({ "policy": policy, "key": format!("{run} {key}"), "duration_seconds": 3600 });
-            json!({ "step": { "key": key, "cmd": cmd, "image": self.image, "cache": cache }, "env": {} })
-        };
-        let first = "echo resolved > lock; rm /data/new; mkdir -p /out/dir; echo 1 > /out/dir/a; chmod 2750 /out/dir; echo said";
-        let second = "ln /out/dir/a /out/b; ln -s b /out/c; rm -r /data; mkdir /data; echo 2 > /data/two";
-        let nodes = [step("one", first), step("two", second), step("three", last)];
-        json!({ "version": "0", "graph": { "nodes": nodes, "node_holes": [], "edge_property": "directed",
-                "edges": [[0, 1, "builds_in"], [1, 2, "builds_in"]] } })
-    }
-}
-
-impl Machine<'_> {
-    fn store(&self) -> PathBuf {
-        self.dir.join("store")
-    }
-
-    async fn run(&self, ir: &Value) -> Ended {
-        self.run_with(ir, |request| request).await
-    }
-
-    async fn run_with(&self, ir: &Value, change: impl FnOnce(RunRequest) -> RunRequest) -> Ended {
-        self.run_at(self.team.engine.options(), ir, change).await
-    }
-
-    /// Runs a pipeline as another process of this machine would.
-    async fn run_at(
-        &self,
-        remote: hm_exec::remote::EndpointOptions,
-        ir: &Value,
-        change: impl FnOnce(RunRequest) -> RunRequest,
-    ) -> Ended {
-        let store = StoreHandle::from(Store::open(&self.store()).unwrap());
-        let sandbox = SandboxRunner::builder().store(store.clone()).helper(hm()).build();
-        let remote = RemoteCache::new(remote).unwrap().local_steps(true).helper(hm());
-        let engine = Engine::builder(Sandboxed { sandbox }).cache(store).remote_cache(remote).build().unwrap();
-        let mut request = RunRequest::new(Plan::parse(ir.to_string()).unwrap(), self.dir.join("source"));
-        request.project = Some(ProjectId::named("team"));
-        Ended::of(engine.start(change(request)).await.unwrap()).await
-    }
-
-    /// Returns the number of layers in the store.
-    fn layers(&self) -> usize {
-        count(&self.store().join("layers"))
-    }
-}
-
-fn count(dir: &Path) -> usize {
-    fs::read_dir(dir).map_or(0, |entries| entries.count())
-}
-
-/// Returns whether steps can run on this machine at all. CI requires it.
-fn can_run(ended: &Ended) -> bool {
-    let can = ended.outcome.status != BuildStatus::Infrastructure;
-    usable("the sandbox", can, &format!("{:?}", ended.events))
-}
 
 const LOOK: &str = "cat lock /data/two /out/c && test $(stat -c %a /out/dir) = 2750 && test ! -e /data/new && \
                     test $(stat -c %h /out/b) = 2";
@@ -233,13 +127,13 @@ async fn results_expire_on_every_machine() {
 #[tokio::test]
 async fn results_with_missing_or_damaged_blobs_are_misses_and_never_used() {
     let Some(team) = Team::gather() else { return };
-    let Some(dir) = team.engine.dir().map(Path::to_owned) else { return };
+    let Some(dir) = team.engine_dir.clone() else { return };
     let ir = team.chain("cat /out/b", "forever");
     if !can_run(&team.machine("first").run(&ir).await) {
         return;
     }
     let mut blobs = Vec::new();
-    walk(&dir.join("cas"), &mut |path| blobs.push(path.to_owned()));
+    walk(&dir, &mut |path| blobs.push(path.to_owned()));
     assert!(blobs.len() > 6, "{blobs:?}");
     // Each blob in turn is lost or damaged: the run passes with the same output in every case.
     for (number, blob) in blobs.iter().enumerate() {
@@ -261,8 +155,8 @@ async fn results_with_missing_or_damaged_blobs_are_misses_and_never_used() {
 #[tokio::test]
 async fn calls_that_fail_now_and_then_are_retried() {
     let Some(team) = Team::gather() else { return };
-    let proxy = Proxy::start(&team.engine.options().url, Rules { fail_every: Some(7), ..Rules::default() });
-    let mut through = team.engine.options();
+    let proxy = Proxy::start(&team.engine.url, Rules { fail_every: Some(7), ..Rules::default() });
+    let mut through = team.engine.clone();
     through.url = format!("grpc://{}", proxy.address());
     let ir = team.chain("cat /out/b", "forever");
     if !can_run(&team.machine("first").run_at(through.clone(), &ir, |request| request).await) {

@@ -4,7 +4,7 @@ use hm_exec::{
     ExecutorInput, RunnerSet, SnapshotRef, StepResult,
     runner::{
         ArgsSchema, CacheIdentity, DynStepRunner, Pool, Probe, RunnerCapabilities, RunnerDescriptor, RunnerError,
-        RunnerIndex, RunnerRegistry, StepContext, StepRunner,
+        RunnerIndex, RunnerRegistry, StepContext, StepRunner, TraceLookup,
     },
 };
 
@@ -39,6 +39,10 @@ impl StepRunner for All {
 
     async fn cache_identity(&self, image: Option<&str>) -> Result<Option<CacheIdentity>, RunnerError> {
         Ok(Some(CacheIdentity { image: image.map(Into::into), mode: "own".into() }))
+    }
+
+    async fn look_up_trace(&self, _: &StepContext, input: ExecutorInput) -> Result<TraceLookup, RunnerError> {
+        Ok(TraceLookup::Missed(Some(format!("{} has no trace", input.step.key))))
     }
 
     fn capabilities(&self) -> RunnerCapabilities {
@@ -79,6 +83,8 @@ async fn a_shared_runner_is_the_runner() {
     assert_eq!((identity.image.as_deref(), &*identity.mode), (Some("image"), "own"));
     let (ctx, input) = attempt();
     assert_eq!(shared.dispatch(only, &ctx, input.clone()).await.unwrap().exit_code, 0);
+    let missed = TraceLookup::Missed(Some(format!("{} has no trace", input.step.key)));
+    assert_eq!(shared.look_up_trace(only, &ctx, input).await.unwrap(), missed);
     shared.reap(only, vec!["all:1".into()]).await;
     assert_eq!(*runner.exits.reaped.lock().unwrap(), ["all:1".into()]);
 
@@ -100,5 +106,5 @@ fn a_shared_runner_forwards_every_item_of_the_trait() {
     };
     let (declared, forwarded) = contract.split_once("for Arc<R>").unwrap();
     assert_eq!(items(declared), items(forwarded));
-    assert_eq!(items(declared).len(), 12);
+    assert_eq!(items(declared).len(), 13);
 }

@@ -26,14 +26,7 @@ async fn the_docker_runner_conforms() {
     println!("{report}");
     report.assert_passed();
     assert!(report.unchecked().next().is_none(), "{report}");
-    let mut lacks = vec![
-        "lineage-xattrs",
-        "secrets",
-        "secrets-stay-with-their-run",
-        "cache-directories",
-        "services",
-        "files-of-other-steps",
-    ];
+    let mut lacks = vec!["lineage-xattrs", "secrets", "secrets-stay-with-their-run", "cache-directories"];
     if !is_root() {
         lacks.insert(0, "lineage-ownership");
     }

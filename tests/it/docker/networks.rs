@@ -6,8 +6,9 @@ use hm_exec::{BackendError, store::Store};
 use serde_json::{Value, json};
 
 use crate::support::{
-    docker::{Bench, chain, pipeline, step},
+    docker::{Bench, chain, pipeline, project, run, step},
     docker_daemon::Daemon,
+    project::Ended,
 };
 
 fn with_args(mut step: Value, args: Value) -> Value {
@@ -28,6 +29,19 @@ async fn two_steps_listen_on_one_port_at_the_same_time() {
     let built = bench.build(&pipeline(&steps, &[])).await;
     assert!(built.outcome.status.is_success(), "{:#?}", built.events);
     assert_eq!((built.lines("one"), built.lines("two")), (vec!["one"], vec!["two"]));
+}
+
+#[test]
+fn hm_says_that_connections_of_containers_are_not_recorded() {
+    let Some(daemon) = Daemon::get() else { return };
+    let project = project("echo ran");
+    Ended::of(&mut run(&project, &daemon)).expect(0);
+    let note = "connections of steps on `docker` are not recorded";
+    let logs = Ended::of(&mut project.hm(&["logs", "step", "--network"])).expect(0);
+    assert!(logs.stdout.is_empty() && logs.stderr.contains(note), "{logs:?}");
+    let runners = Ended::of(&mut project.hm(&["runners", "--docker-host", &daemon.host])).expect(0).stdout;
+    let row = runners.lines().find(|line| line.starts_with("docker")).unwrap();
+    assert!(row.contains("connections of steps are not recorded"), "{runners}");
 }
 
 #[tokio::test]

@@ -152,16 +152,27 @@ fn check(place: &str, shown: &[&str], printed: &str) {
     assert!(shown.contains(&"...") || rest.is_empty(), "{place}\nis shown without: {rest:#?}\nand printed:\n{printed}");
 }
 
-/// Returns a line with numbers, ids and runs of blanks in a canonical form.
+/// Returns a line with numbers, ids and runs of blanks in a canonical form. Which of the steps that run at
+/// once are on the critical path depends on their times.
 pub(crate) fn normal(line: &str) -> String {
+    if let Some((before, path)) = line.split_once("critical path ") {
+        let time = path.rsplit(' ').next().unwrap_or_default();
+        return format!("{} critical path {}", normal(before), numbers(time));
+    }
     let words = line.split_whitespace().map(|word| {
         let core = word.trim_end_matches([',', ':', ')']);
         // The length of a rule depends on what stands before it.
         if !word.is_empty() && word.chars().all(|c| c == '─') {
             return "─".into();
         }
-        let is_id = core.len() >= 8 && core.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-' | b':'));
-        if is_id { "ID".into() } else { numbers(word) }
+        let is_id =
+            |text: &str| text.len() >= 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-' | b':'));
+        match word.split_once('/') {
+            _ if is_id(core) => "ID".into(),
+            // The step of a run.
+            Some((run, step)) if is_id(run) => format!("ID/{}", numbers(step)),
+            _ => numbers(word),
+        }
     });
     words.collect::<Vec<_>>().join(" ")
 }
@@ -183,7 +194,9 @@ fn numbers(word: &str) -> String {
 #[test]
 fn lines_that_differ_in_numbers_alone_are_equal() {
     assert_eq!(normal("=> build passed in 12.3s"), normal("=> build  passed in 0.05s"));
+    assert_eq!(normal("4.10s · critical path a → b 3.9s"), normal("1.12s · critical path a → c 0.82s"));
     assert_eq!(normal("in 1m05s (3 passed)"), normal("in 9.10s (12 passed)"));
     assert_eq!(normal("run be757652 made it on 2026-11-26 at"), normal("run 01234567-89ab made it on 2027-01-02 at"));
+    assert_eq!(normal("hm logs 0a1b2c3d/unit-1"), normal("hm logs 12345678/unit-2"));
     assert_ne!(normal("build passed"), normal("build failed"));
 }

@@ -255,7 +255,7 @@ async fn a_failed_command_takes_precedence_over_an_infrastructure_error() {
     let (events, outcome) = run(runner.engine(), request).await.unwrap();
     assert_eq!(outcome.status, BuildStatus::Failed);
     assert_eq!(statuses(&outcome), [Infrastructure, OutOfMemory]);
-    let swelled = "the memory limit of 1048576 bytes was reached";
+    let swelled = "the memory limit of 1 MiB was reached";
     assert_eq!(step_ends(&events, &outcome), [("s0", 3, 1, "no such device"), ("s1", 137, 1, swelled)]);
 }
 

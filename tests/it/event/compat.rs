@@ -2,13 +2,21 @@
 
 use hm_exec::{
     BuildEvent, BuildRef, BuildStatus, StepStatus,
-    event::{CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, StdStream},
-    runner::{ArtifactRef, StepUsage},
+    event::{
+        self, Activity, ActivityCount, CacheMissReason, EVENT_SCHEMA_VERSION, PlanSummary, RunDir, ShadowVerdict,
+        StateEvent, StdStream, step_id,
+    },
+    plan::StepIndex,
+    runner::{ArtifactRef, Secrets, StepUsage},
 };
 use hm_plugin_protocol::BuildEvent as Theirs;
 use serde_json::Value;
+use uuid::Uuid;
 
-use crate::support::events::{RUN, id, meta};
+use crate::support::{
+    events::{RUN, id, meta},
+    run_meta::run_meta,
+};
 
 /// Returns one event of every variant that the ecosystem has, with all optional fields set.
 fn shared() -> Vec<BuildEvent> {
@@ -137,10 +145,66 @@ fn events_round_trip_through_json() {
             reason: CacheMissReason::Damaged,
             message: Some("its layer is gone".into()),
         },
+        BuildEvent::Progress {
+            seq: 3,
+            step_id: None,
+            ts: meta(0).started_at,
+            activity: Activity::PullingImage,
+            count: Some(ActivityCount::new(1, 2)),
+        },
+        BuildEvent::Progress {
+            seq: 4,
+            step_id: Some(id(1)),
+            ts: meta(0).started_at,
+            activity: Activity::Booting,
+            count: None,
+        },
         BuildEvent::StepLogLost { seq: 2, step_id: id(1), attempt: 3, message: "gone".into() },
+        BuildEvent::StepShadow { seq: 3, step_id: id(1), attempt: 1, verdict: Box::new(shadow_verdict()) },
+        BuildEvent::StepShadow { seq: 4, step_id: id(1), attempt: 2, verdict: Box::default() },
     ];
     for event in shared().into_iter().chain(own) {
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<BuildEvent>(&json).unwrap(), event, "{json}");
     }
+}
+
+fn shadow_verdict() -> ShadowVerdict {
+    let mut verdict = ShadowVerdict::default();
+    verdict.miss = Some("/workspace/F changed".to_owned());
+    verdict.difference = Some("it wrote other files".to_owned());
+    verdict.reasons = vec!["it read /proc/uptime".to_owned(), "it read /proc/a\\nb".to_owned()];
+    verdict
+}
+
+#[test]
+fn a_look_up_in_shadow_mode_is_in_the_journal_with_secrets_masked() {
+    let run = Uuid::from_u128(7);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("run");
+    let mut secrets = Secrets::new();
+    secrets.insert("TOKEN", "s3cr3t-value");
+    let (mut writer, bus, _) = event::create(RunDir::Kept(dir.clone()), run_meta(run, 1), &secrets).unwrap();
+    let step = StepIndex(0);
+    writer.emit(0, StateEvent::StepStart { step, attempt: 1 });
+    bus.shadow(step_id(run, step), &shadow_verdict());
+    let mut secret = ShadowVerdict::default();
+    secret.miss = Some("/workspace/s3cr3t-value changed".to_owned());
+    secret.reasons = vec!["it read /proc/s3cr3t-value".to_owned()];
+    bus.shadow(step_id(run, step), &secret);
+    let message = "again".into();
+    writer.emit(1, StateEvent::StepRetry { step, attempt: 1, backoff_ms: 0, message, exit_code: None });
+    bus.shadow(step_id(run, step), &shadow_verdict());
+    writer.flush().unwrap();
+    let events: Vec<_> = event::open(&dir).unwrap().map(Result::unwrap).collect();
+    let found = events.iter().filter_map(|event| match event {
+        BuildEvent::StepShadow { attempt: 1, verdict, .. } => Some(verdict),
+        _ => None,
+    });
+    let found: Vec<_> = found.collect();
+    assert_eq!(found.len(), 2, "none after the attempt ended: {events:?}");
+    assert_eq!(**found[0], shadow_verdict());
+    assert!(!format!("{:?}", found[1]).contains("s3cr3t"), "{found:?}");
+    assert_eq!(found[1].reasons.len(), 1);
+    assert!(found[1].miss.as_deref().is_some_and(|miss| miss.contains("***")), "{found:?}");
 }

@@ -1,4 +1,6 @@
 //! Journals of runs that have ended: old ones, damaged ones, hostile ones.
+//!
+//! Over 500 lines because each kind of damage has a case, and all share how a journal is made.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -6,8 +8,8 @@ use hm_exec::{
     BuildEvent, BuildStatus,
     StepStatus::{self, FailedAllowed, Flaky, OutOfMemory, Passed, TimedOut},
     event::{
-        self, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol, RunDir, StateEvent,
-        StdStream, StepEndDetails,
+        self, Activity, ActivityCount, CacheMissReason, Connection, ConnectionEnd, EventWriter, JournalError, Protocol,
+        RunDir, StateEvent, StdStream, StepCommand, StepEndDetails,
     },
     plan::StepIndex,
     runner::{ArtifactRef, Secrets},
@@ -150,6 +152,34 @@ fn plans_are_written_byte_for_byte_as_when_version_1_got_them() {
     assert!(payload(&kept).starts_with(&payload(&old)));
 }
 
+/// Commands were added to version 1 after the edges, to its header.
+#[test]
+fn commands_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let mut meta = meta(3);
+    let long = "é".repeat(4000);
+    meta.details.commands = ["make\ncheck", "", &long].map(StepCommand::new).into();
+    let (mut writer, _bus, _events) = event::create(RunDir::Kept(dir.clone()), meta, &Secrets::new()).unwrap();
+    for step in 0..3 {
+        start(&mut writer, step);
+        end(&mut writer, step);
+    }
+    end_build(writer);
+    let kept = assert_written_as_kept(&dir, "v1-commands");
+    let run = event::run_record(&kept).unwrap();
+    let commands: Vec<_> = run.steps.iter().map(|step| step.command.as_ref().unwrap()).collect();
+    assert_eq!((&*commands[0].text, &*commands[1].text), ("make\ncheck", ""));
+    // A long one is clipped, and the journal says by how much.
+    assert_eq!((&*commands[2].text, commands[2].omitted_bytes), (&*"é".repeat(2048), 8000 - 4096));
+
+    // Journals of earlier versions have none.
+    for older in ["v1", "v1-plans"] {
+        let run = event::run_record(fixture().with_file_name(older)).unwrap();
+        assert!(!run.steps.is_empty() && run.steps.iter().all(|step| step.command.is_none()), "{older}");
+    }
+}
+
 /// Connections were added to version 1 later.
 #[tokio::test(start_paused = true)]
 async fn connections_are_written_byte_for_byte_as_when_version_1_got_them() {
@@ -184,6 +214,31 @@ async fn connections_are_written_byte_for_byte_as_when_version_1_got_them() {
     let first: Vec<_> = found(Some(0)).iter().map(Connection::destination).collect();
     assert_eq!(first, ["crates.io:443", "other destinations"]);
     assert_eq!((found(Some(1)).len(), found(Some(1))[0].count, found(None).len()), (1, 70_000, 3));
+}
+
+/// What a run waits for was added to version 1 later.
+#[tokio::test(start_paused = true)]
+async fn activities_are_written_byte_for_byte_as_when_version_1_got_them() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path().join("run");
+    let (mut writer, bus, _events) = create_in(&dir, 2);
+    bus.progress(None, Activity::ReadingSource, None);
+    bus.want_progress(true);
+    bus.progress(None, Activity::ReadingSource, Some(ActivityCount::new(1, 50_000)));
+    bus.progress(None, Activity::CopyingSource, Some(ActivityCount::new(49_999, 50_000)));
+    start(&mut writer, 1);
+    let image = Some(ActivityCount::new(u64::MAX, 0));
+    bus.progress(Some(id(1)), Activity::PullingImage, image);
+    bus.progress(Some(id(1)), Activity::UnpackingImage, image);
+    bus.progress(Some(id(1)), Activity::Booting, None);
+    bus.progress(Some(id(1)), Activity::StartingServices, None);
+    bus.progress(None, Activity::ResolvingImage, None);
+    bus.progress(Some(id(1)), Activity::WaitingForImage, None);
+    end(&mut writer, 1);
+    end_build(writer);
+    let kept = assert_written_as_kept(&dir, "v1-progress");
+    let count = |event: &&BuildEvent| matches!(event, BuildEvent::Progress { .. });
+    assert_eq!(replay(&kept).iter().filter(count).count(), 8);
 }
 
 /// A reader that is older than the kind shows an unknown event, and everything else.

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use futures_util::StreamExt;
 use hm_exec::{
     BuildEvent, BuildStatus, StepStatus,
-    event::{self, RunDir, StateEvent, StdStream},
+    event::{self, RunDir, StateEvent, StdStream, StepCommand},
     plan::StepIndex,
     runner::Secrets,
 };
@@ -36,6 +36,8 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
     let mut meta = meta(1);
     meta.steps[0].display_name = format!("curl -u me:{SECRET}").into();
     meta.steps[0].image = Some(format!("registry/{SECRET}").into());
+    // It ends where a long command is clipped.
+    meta.details.commands = vec![StepCommand::new(format!("echo {}{SECRET} {SECRET}", " ".repeat(4096 - 8)))];
     let (mut writer, bus, events) = event::create(RunDir::Kept(dir.path().into()), meta, &secrets()).unwrap();
     let text = format!("said {SECRET}!");
     start(&mut writer, 0);
@@ -78,6 +80,9 @@ async fn a_secret_is_masked_in_output_in_every_text_and_in_every_file() {
     assert!(!json.contains(SECRET), "{json}");
     assert_eq!(json.matches("***").count(), 2 + 2 + 5, "{json}");
     assert!(!has_secret(dir.path()));
+    let run = event::run_record(dir.path()).unwrap();
+    let command = run.steps[0].command.clone().unwrap();
+    assert!(command.text.ends_with(" ***") && command.omitted_bytes == 4, "{command:?}");
 }
 
 #[tokio::test]

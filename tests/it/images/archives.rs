@@ -9,18 +9,13 @@ use crate::support::{
     images::{Image, Layer, gzip, has_busybox, tar_of},
     odd_layers,
     sandbox::{Ask, Bench},
-    users::RANGE,
+    users::has_users,
 };
 
 /// Prints [`SEEN`] in a step on [`Image::shell`], whatever the format of the image.
 const LOOK: &str = "cat /etc/issue; ls /etc/gone 2>&1; ls /data; stat -c '%a' /data/new /etc/issue; \
                     echo $PATH $FROM_IMAGE $EDITOR $HOME; stat -c %h /bin/busybox; stat -c %u:%g /etc/owned";
 const SEEN: &str = "two\nls: /etc/gone: No such file or directory\nnew\n4755\n640\n/tools:/bin yes vi /root\n2\n";
-
-/// Returns whether steps have users other than root.
-fn keeps_owners() -> bool {
-    rustix::process::geteuid().is_root() || std::env::var_os(RANGE).is_some()
-}
 
 #[tokio::test]
 async fn steps_boot_from_images_in_files() {
@@ -47,7 +42,7 @@ async fn steps_boot_from_images_in_files() {
         let output = run.output().await;
         let printed: String =
             output.lines().filter(|line| !line.starts_with("err: ")).map(|it| it.to_owned() + "\n").collect();
-        let owners = if keeps_owners() { "1234:1234\n" } else { "0:0\n" };
+        let owners = if has_users() { "1234:1234\n" } else { "0:0\n" };
         assert_eq!((result.exit_code, printed), (0, SEEN.to_owned() + owners), "{name}: {output}");
     }
 }

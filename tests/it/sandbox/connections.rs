@@ -71,6 +71,8 @@ fn connections_are_logged_with_names_ends_and_bytes() {
          u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.sendto(b'four', ('10.0.2.2', {port}))"
     );
     let project = python(&code, json!({ "host_ports": [port] }));
+    let ended = run(&project, &["--format", "human"]).expect(0);
+    assert!(ended.stdout.lines().last().unwrap().ends_with(" · network: a"), "{}", ended.stdout);
     let ended = run(&project, &["--format", "json-full"]).expect(0);
     let all = connections(&project);
     let named = all.iter().find(|it| it["host"] == "host.hm.internal" && it["port"] == port).unwrap();

@@ -6,17 +6,12 @@ use hm_exec::runner::sandbox::UserNamespace;
 use serde_json::json;
 
 use crate::support::{
-    backends::skip,
+    backends::{skip, skip_optional},
     images::{BUSYBOX, Image, Layer, has_busybox},
     programs::hm,
     sandbox::{Ask, Bench},
-    users::{RANGE, is_root},
+    users::has_users,
 };
-
-/// Returns whether steps have users other than root.
-fn has_users() -> bool {
-    is_root() || std::env::var_os(RANGE).is_some()
-}
 
 /// Runs `cmd` on an image with a shell, a user `tuser`, `su` and `ping` with the setuid bit, and a `cat` with
 /// a capability.
@@ -211,4 +206,22 @@ async fn a_step_inherits_neither_ignored_nor_blocked_signals() {
     // A program is run, because a shell sets some of the signals itself.
     let (code, output) = bench.sh("grep -E '^Sig(Ign|Blk)' /proc/self/status").await;
     assert_eq!((code, output.as_str()), (0, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n"));
+}
+
+#[tokio::test]
+async fn apt_works_without_a_user_of_its_own() {
+    if !fs::exists("/usr/bin/apt-get").unwrap() {
+        return skip_optional("apt", "/usr/bin/apt-get is missing");
+    }
+    let bench = Bench::with(|builder| builder.user_namespace(UserNamespace::Single));
+    // Every method of APT, also that of files, works as APT's own user.
+    let update = "mkdir -p /tmp/repo /tmp/state/partial /tmp/cache && : > /tmp/repo/Packages && \
+        echo 'deb [trusted=yes] file:/tmp/repo ./' > /tmp/list && \
+        apt-get -o Dir::State::Lists=/tmp/state -o Dir::Cache=/tmp/cache -o Dir::Etc::SourceList=/tmp/list \
+            -o Dir::Etc::SourceParts=/dev/null -o Acquire::Languages=none update 2>&1";
+    let (code, output) = bench.sh(update).await;
+    assert_eq!(code, 0, "{output}");
+    let mut run = bench.run();
+    let own = bench.step(&mut run, Ask::new("echo $APT_CONFIG").env("APT_CONFIG", "/own")).await.unwrap();
+    assert_eq!((own.exit_code, run.output().await.trim()), (0, "/own"));
 }

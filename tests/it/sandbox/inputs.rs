@@ -236,6 +236,48 @@ fn a_path_that_is_not_there_is_named() {
 }
 
 #[test]
+fn files_are_copied_once_for_all_attempts() {
+    let project = Project::new();
+    let args = json!({ "retries": 1 });
+    // A new copy has a later time of its last change.
+    let join = step("join", "stat -c %z /in/f; exit 1").after(&["shard"]).args(&args);
+    let join = join.inputs(&json!({ "shard:/workspace/out": "/in" }));
+    pipeline(&project, &[step("shard", "mkdir out; echo > out/f"), join]);
+    let ended = run(&project, &[]).expect(1);
+    let times = printed(&ended, "join");
+    assert!(times.len() == 2 && times[0] == times[1], "{times:?}");
+    assert_eq!(fs::read_dir(project.store.join("tmp")).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
+fn files_of_other_steps_are_no_outputs() {
+    let project = Project::new();
+    let join = step("join", "echo own > own; cat in/one in/two/g").cached().after(&["shard"]);
+    let join = join.args(&json!({ "outputs": ["in/**", "own"] }));
+    let inputs = json!({ "shard:/workspace/f": "/workspace/in/one", "shard:/workspace/d": "/workspace/in/two" });
+    pipeline(&project, &[step("shard", "echo f > f; mkdir d; echo g > d/g").cached(), join.inputs(&inputs)]);
+    for lines in [&["f", "g"][..], &[]] {
+        let ended = run(&project, &[]).expect(0);
+        assert_eq!(printed(&ended, "join"), lines);
+        let outputs = fs::read_dir(project.dir.join(".hm/out/ci/join")).unwrap();
+        let names: Vec<_> = outputs.map(|entry| entry.unwrap().file_name()).collect();
+        // Their mount points are left in the step's filesystem.
+        assert_eq!(names, ["own"]);
+    }
+}
+
+#[test]
+fn a_missing_file_is_no_failure_of_the_command() {
+    let project = Project::new();
+    let args = json!({ "retries": 2, "soft_fail": true });
+    let join = step("join", "echo ran").after(&["shard"]).args(&args).inputs(&json!({ "shard:/workspace/out": "/in" }));
+    pipeline(&project, &[step("shard", "true"), join]);
+    let ended = run(&project, &[]).expect(3);
+    assert!(ended.stdout.contains("step `shard` has no file or directory /workspace/out"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("allowed") && !ended.stdout.contains("retry"), "{}", ended.stdout);
+}
+
+#[test]
 fn a_file_that_is_too_large_is_named_and_not_read() {
     let project = Project::new();
     for is_cached in [false, true] {

@@ -16,7 +16,7 @@ use crate::support::{
     processes::eventually,
     project::{self, Ended, Project, ir},
     sandbox::{Ask, Bench},
-    users::{RANGE, is_root},
+    users::{has_users, is_root},
 };
 
 /// A step in Python with a private network, which reaches these ports of the machine as 10.0.2.2.
@@ -208,7 +208,7 @@ async fn both_families_work() {
 
 #[tokio::test]
 async fn every_user_of_a_step_has_its_network() {
-    if !is_root() && std::env::var_os(RANGE).is_none() {
+    if !has_users() {
         // Steps have one user.
         return;
     }

@@ -137,6 +137,14 @@ fn a_service_ends_with_its_step_and_its_files_are_its_own() {
     let ended = run(&project, "echo ran", &service).expect(0);
     let at = |line: &str| ended.stdout.lines().position(|shown| shown.ends_with(line)).unwrap();
     assert!(at("| [db] up") < at("| ran") && at("| ran") < at("| [db] ended"), "{}", ended.stdout);
+    // What it prints then does not take the place of the step's own last lines.
+    let cmd = "trap 'for n in 1 2 3 4 5 6 7 8 9; do echo down $n >&2; done; exit 0' TERM; touch /tmp/up; \
+               while :; do sleep 0.1; done";
+    let chatty = json!({ "db": { "image": "host", "cmd": cmd, "ready": "test -e /tmp/up" } });
+    let failed = run(&project, "echo the reason; exit 3", &chatty).expect(1);
+    let (log, summary) = failed.stdout.rsplit_once("FAILED").unwrap();
+    assert!(log.contains("[db] down 9"), "{log}");
+    assert!(summary.contains("the reason") && !summary.contains("down"), "{summary}");
     // One that ignores TERM is killed.
     let stubborn = json!({ "db": { "image": "host", "cmd": "trap '' TERM; while :; do sleep 1; done" } });
     run(&project, "echo ran", &stubborn).expect(0);
@@ -322,7 +330,8 @@ fn a_service_above_the_memory_limit_of_its_step_fails_the_step() {
     let args = json!({ "memory": "100m", "services": { "db": { "image": "host", "cmd": greedy } } });
     pipeline(&project, &[("step", "sleep 100", json!({ "runner_args": args }))], &json!([]));
     let ended = ended(&project).expect(1);
-    // By the control group that it shares with the step, or else by its own pid 1.
-    let ways = ["service `db` exited with 137", "service `db` exceeded the memory limit of its step"];
-    assert!(ways.iter().any(|way| ended.stdout.contains(way)), "{ended:?}");
+    // Whether the control group that it shares with the step ends it, or else its own pid 1.
+    let why = "service `db` exceeded the memory limit of its step before the step had ended";
+    assert!(ended.stdout.contains(&format!("{why}: raise `memory` in the step's `runner_args`")), "{ended:?}");
+    assert!(has_line(&ended, &format!("step | error: {why}; it printed nothing")), "{ended:?}");
 }

@@ -95,6 +95,18 @@ fn a_build_on_the_service_looks_like_a_local_one() {
 }
 
 #[test]
+fn tables_that_have_no_effect_on_the_service_are_named() {
+    let here = Checkout::new();
+    here.stand_in.script(Script::new([Job::passes("a"), Job::passes("b")]));
+    here.project.file(".hm/hm.toml", "[service.db]\nimage = 'redis:7'\n\n[step.'*']\nservices = ['db']\n");
+    let ended = here.run(&[]).expect(0);
+    for table in ["[step.", "[service.db] of hm.toml"] {
+        let is_named = |line: &str| line.contains(table) && line.contains("has no effect on the service");
+        assert!(ended.stderr.lines().any(is_named), "{}", ended.stderr);
+    }
+}
+
+#[test]
 fn the_published_reader_decodes_every_event() {
     let here = Checkout::new();
     let soft = Job { soft_failed: true, ..Job::fails("b", 3) };

@@ -44,6 +44,8 @@ fn each_command_prints_its_answer_on_stdout() {
         let ended = cloud(&here, args).expect(0);
         assert!(ended.stdout.contains(text), "{args:?}: {text}\n{}", ended.stdout);
     }
+    let unknown = cloud(&here, &["job", "log", "-p", p, "-b", "1", "zz"]).expect(2).stderr;
+    assert!(unknown.contains("build #1 has no step `zz`") && unknown.contains("hm cloud job list"), "{unknown}");
     let watched = cloud(&here, &["build", "watch", "-p", p, "1"]).expect(1);
     assert!(watched.stdout.contains("a | one"), "{}", watched.stdout);
 }
@@ -57,6 +59,7 @@ fn failures_have_the_exit_codes_of_the_service() {
         (&["build", "show", "-p", "../x", "9"], 2, "is not the slug"),
         (&["job", "log", "-p", "acme-app-ci", "-b", "9", "a"], 5, "build #9"),
         (&["org", "switch", "acmee"], 2, "did you mean `acme`?"),
+        (&["org", "switch", "zzzzzzzz"], 2, "you are in no organization `zzzzzzzz`"),
         (&["billing", "topup", "0.5"], 2, "from 1 to 10000"),
     ] {
         let ended = cloud(&here, args).expect(code);
@@ -99,6 +102,8 @@ fn the_doctor_asks_the_service_if_it_is_set_up() {
 fn the_organization_and_the_pipeline_are_remembered() {
     let here = Checkout::new();
     here.project.file(".hm/config.toml", "[cloud]\npipeline = 'acme-app-ci'\n");
+    let nowhere = Ended::of(here.hm(&["cloud", "org", "switch", "globex"]).env("HOME", "")).expect(2).stderr;
+    assert!(nowhere.contains("no directory for configuration"), "{nowhere}");
     Ended::of(here.hm(&["cloud", "org", "switch", "globex"]).env_remove("HM_ORG")).expect(0);
     let ended = Ended::of(here.hm(&["cloud", "org", "list"]).env_remove("HM_ORG")).expect(0);
     assert!(ended.stdout.contains("* globex"), "{}", ended.stdout);
@@ -146,6 +151,9 @@ fn a_code_or_a_browser_logs_in_and_logging_out_forgets_the_token() {
     Ended::from(child.wait_with_output().unwrap()).expect(0);
     Ended::of(&mut anonymous(&["whoami"])).expect(0);
     Ended::of(&mut anonymous(&["logout", "--revoke"])).expect(0);
+    let mut homeless = anonymous(&["login", "--paste"]);
+    let nowhere = Ended::of(homeless.env("HM_LOGIN_CODE", "GOOD-CODE").env("HOME", "")).expect(2).stderr;
+    assert!(nowhere.contains("no directory to store a token in"), "{nowhere}");
     assert_eq!(here.stand_in.count("POST /api/v0/auth/logout"), 1);
 }
 

@@ -124,6 +124,8 @@ fn an_index_of_version_1_is_migrated_without_losing_entries() {
         .execute_batch(
             "ALTER TABLE layers DROP COLUMN blob; ALTER TABLE layers DROP COLUMN blob_bytes; DROP TABLE contents;
              ALTER TABLE layers DROP COLUMN blob_blake3; DROP TABLE cache_dirs; DROP TABLE input_digests;
+             DROP TABLE traces; ALTER TABLE layers DROP COLUMN chunks; DROP TABLE scopes;
+              ALTER TABLE cache DROP COLUMN traced;
              PRAGMA user_version = 1",
         )
         .unwrap();
@@ -164,6 +166,7 @@ fn the_environment_of_a_step_is_kept_with_its_snapshot() {
     let snapshot = commit(&bench, "a");
     assert_eq!(bench.store.snapshots().config(&snapshot).unwrap(), None);
     let around = SnapshotConfig {
+        cmd: Some("make".into()),
         env: Arc::new([("GREETING".into(), "hello".into())].into()),
         workdir: "/workspace".into(),
         runner_args: Some(serde_json::json!({ "network": "none" })),

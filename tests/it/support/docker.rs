@@ -1,6 +1,10 @@
 //! Pipelines on the sandbox and on docker, over one store.
 
-use std::{path::Path, process::Command, sync::Arc};
+use std::{
+    path::Path,
+    process::{Child, Command},
+    sync::Arc,
+};
 
 use futures_util::StreamExt;
 use hm_exec::{
@@ -18,7 +22,7 @@ use super::{
     docker_daemon::{Daemon, IMAGE},
     images::Image,
     programs::hm,
-    project::Project,
+    project::{Project, eventually},
 };
 
 #[derive(Debug, RunnerSet)]
@@ -84,8 +88,13 @@ impl Bench {
 
     /// Runs a pipeline.
     pub(crate) async fn build_on<R: RunnerSet>(&self, engine: EngineBuilder<R>, ir: &Value) -> Built {
+        self.run(engine, self.request(ir)).await
+    }
+
+    /// Runs what a request says.
+    pub(crate) async fn run<R: RunnerSet>(&self, engine: EngineBuilder<R>, request: RunRequest) -> Built {
         let engine = engine.build().unwrap();
-        let (events, control) = engine.start(self.request(ir)).await.unwrap().into_parts();
+        let (events, control) = engine.start(request).await.unwrap().into_parts();
         let (events, outcome) = tokio::join!(events.collect(), control.wait());
         Built { outcome: outcome.unwrap(), events }
     }
@@ -105,6 +114,16 @@ impl Built {
             _ => None,
         });
         lines.collect()
+    }
+
+    /// Returns the message with which a step ended.
+    pub(crate) fn message(&self, key: &str) -> &str {
+        let id = self.outcome.steps.iter().find(|step| &*step.key == key).unwrap().step_id;
+        let message = self.events.iter().find_map(|event| match event {
+            BuildEvent::StepEnd { step_id, message, .. } if *step_id == id => message.as_deref(),
+            _ => None,
+        });
+        message.unwrap_or_default()
     }
 
     /// Returns the snapshots of the steps.
@@ -164,6 +183,16 @@ pub(crate) fn write(project: &Project, cmd: &str) {
 /// Returns `hm run` on the daemon.
 pub(crate) fn run(project: &Project, daemon: &Daemon) -> Command {
     project.hm(&["run", "--runner", "docker", "--format", "human", "--docker-host", &daemon.host])
+}
+
+/// Starts a run of a pipeline, and waits for one of its steps to print `up`.
+pub(crate) fn start(project: &Project, daemon: &Daemon, ir: &Value) -> Child {
+    project.file(".hm/ci.json", &ir.to_string());
+    let log = project.dir.with_file_name("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let hm = run(project, daemon).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    eventually("a step to be up", || std::fs::read_to_string(&log).unwrap().contains("| up\n"));
+    hm
 }
 
 /// Returns what processes of the store in `store` have at the daemon.

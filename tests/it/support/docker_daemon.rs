@@ -13,7 +13,9 @@ use std::{
 
 use bollard::{
     API_DEFAULT_VERSION, Docker, body_full,
-    query_parameters::{CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder},
+    query_parameters::{
+        CreateImageOptionsBuilder, ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListVolumesOptionsBuilder,
+    },
 };
 use futures_util::TryStreamExt;
 use rustix::{
@@ -97,7 +99,7 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        end(&mut started);
+        end(&mut started, dir.path());
         Err(format!("dockerd does not come up: {}", fs::read_to_string(path("log")).unwrap_or_default()))
     }
 
@@ -144,8 +146,8 @@ impl Daemon {
         });
     }
 
-    /// Returns the names of all containers and the ids of all images that processes of the store in `dir`
-    /// made.
+    /// Returns the names of all containers and volumes, and the ids of all images, that processes of the
+    /// store in `dir` made.
     pub(crate) async fn ours(&self, dir: &Path) -> (Vec<String>, Vec<String>) {
         let docker = self.client().negotiate_version().await.unwrap();
         let secret = fs::read(dir.join("secret")).unwrap().try_into().unwrap();
@@ -156,17 +158,22 @@ impl Daemon {
         let containers = docker.list_containers(Some(list)).await.unwrap();
         let list = ListImagesOptionsBuilder::default().all(true).filters(&filters).build();
         let images = docker.list_images(Some(list)).await.unwrap();
+        let list = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let volumes = docker.list_volumes(Some(list)).await.unwrap().volumes.unwrap_or_default();
         let names = containers.into_iter().map(|container| container.names.unwrap().concat());
-        (names.collect(), images.into_iter().map(|image| image.id).collect())
+        (
+            names.chain(volumes.into_iter().map(|volume| volume.name)).collect(),
+            images.into_iter().map(|image| image.id).collect(),
+        )
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(started) = &mut self.started {
-            end(started);
-        }
         if let Some(dir) = &self.dir {
+            if let Some(started) = &mut self.started {
+                end(started, dir.path());
+            }
             // The daemon leaves its own network namespace mounted if it had containers without a network.
             let _ = unmount(dir.path().join("exec/netns/default"), UnmountFlags::DETACH);
         }
@@ -209,8 +216,43 @@ impl Drop for Bridge {
     }
 }
 
-fn end(daemon: &mut Child) {
+/// Ends a daemon and its containers.
+///
+/// A daemon of version 20.10 can deadlock when one container starts while another ends (moby#46661). It
+/// then ends neither itself nor its containers, so it is killed after a while, and says before what its
+/// threads wait for.
+fn end(daemon: &mut Child, dir: &Path) {
+    const PATIENCE: Duration = Duration::from_secs(60);
     let pid = Pid::from_child(daemon);
     let _ = kill_process(pid, Signal::TERM);
+    if ends_within(daemon, PATIENCE) {
+        return;
+    }
+    let _ = kill_process(pid, Signal::USR1);
+    ends_within(daemon, Duration::from_secs(2));
+    let mut said = format!("dockerd did not end in {PATIENCE:?}, and is killed; its last lines:\n");
+    let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    said.extend(lines[lines.len().saturating_sub(20)..].iter().map(|line| format!("  {line}\n")));
+    for entry in fs::read_dir(dir.join("exec")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("goroutine-stacks") {
+            said += &fs::read_to_string(entry.path()).unwrap_or_default();
+        }
+    }
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes());
+    let _ = daemon.kill();
     let _ = daemon.wait();
+    // What the daemon started names its directory: containerd, and the shims that hold containers.
+    let _ = Command::new("pkill").args(["-KILL", "-f", &dir.display().to_string()]).status();
+}
+
+fn ends_within(child: &mut Child, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
 }

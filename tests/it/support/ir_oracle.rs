@@ -70,7 +70,7 @@ fn assert_same_node(ours: &Node, theirs: &Transition) {
     assert_eq!((&*step.key, &*step.cmd), (&*their_step.key, &*their_step.cmd));
     assert_eq!(step.label.as_deref(), their_step.label.as_deref());
     assert_eq!(step.image.as_deref(), their_step.image.as_deref());
-    assert_eq!(step.env, their_step.env);
+    assert_eq!(step.env.as_deref(), their_step.env.as_ref());
     assert_eq!(step.timeout_seconds, their_step.timeout_seconds);
     assert_eq!(step.runner.as_deref(), their_step.runner.as_deref());
     assert_eq!(step.runner_args, their_step.runner_args);

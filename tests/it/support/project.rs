@@ -54,9 +54,34 @@ impl Project {
         command.env("HM_CACHE_GC", "off");
         // Nothing is downloaded, except in the test of that.
         command.env("HM_DSL", "system");
-        for variable in
-            ["HM_PYTHON", "NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "VIRTUAL_ENV", "GITHUB_ACTIONS", "GITLAB_CI"]
-        {
+        for variable in [
+            "HM_PYTHON",
+            "NO_COLOR",
+            "CLICOLOR_FORCE",
+            "FORCE_COLOR",
+            "VIRTUAL_ENV",
+            "GITHUB_ACTIONS",
+            "GITLAB_CI",
+            "BROWSER",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+            "OTEL_SERVICE_NAME",
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "OTEL_SDK_DISABLED",
+            "OTEL_TRACES_EXPORTER",
+            "TRACEPARENT",
+            "TRACESTATE",
+        ] {
             command.env_remove(variable);
         }
         command
@@ -151,12 +176,20 @@ impl From<Output> for Ended {
 
 /// Waits until `condition` holds. Fails if it does not within [`PATIENCE`].
 #[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(wait_for(condition), "gave up waiting: {what}");
+}
+
+/// Waits until `condition` holds. Returns false if it does not within [`PATIENCE`].
+pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "gave up waiting: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// Creates a project whose step `test` ran on the sandbox and failed. Returns `None` if this machine has no
@@ -170,7 +203,9 @@ pub(crate) fn failed(command: &str) -> Option<Project> {
         return None;
     }
     let ended = ended.expect(1);
-    assert!(ended.stdout.contains("  logs hm logs test · shell hm shell test · again hm run "), "{}", ended.stdout);
+    let run = ended.stdout.lines().find_map(|line| line.rsplit_once(" · run ")).map_or("", |(_, run)| run);
+    let next = format!("  logs hm logs {run}/test · shell hm shell {run}/test · again hm run ");
+    assert!(ended.stdout.contains(&next), "{}", ended.stdout);
     Some(project)
 }
 

@@ -1,4 +1,8 @@
 //! Runs single steps on a sandbox over a store of its own.
+//!
+//! With `HM_TEST_SHADOW=1`, all of them run in shadow mode, and a difference or a failure of it fails the
+//! test. With `HM_TEST_SHADOW=2`, a step that passed also runs a second time, in a run of its own, so that
+//! its look-up has something to find.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,7 +15,7 @@ use hm_exec::{
     ir::{CommandStep, Env},
     plan::StepIndex,
     runner::{
-        ArchiveId, CacheDecision, RunnerError, Secrets, StepContext, StepRunner,
+        ArchiveId, CacheDecision, RunnerError, Secrets, ShadowMode, StepContext, StepRunner,
         sandbox::{SandboxBuilder, SandboxRunner},
     },
     source::RunSource,
@@ -122,13 +126,29 @@ impl Bench {
         let archives = Arc::new(RunSource::new(ArchiveId(Uuid::new_v4()), self.source()));
         let mut ctx = StepContext::new(bus, archives, Arc::new(secrets), CancellationToken::new());
         ctx.grace = std::time::Duration::from_millis(300);
+        if runs_in_shadow_mode() > 0 {
+            ctx.traces = Some(self.dir.path().join("traces").join(run_id.to_string()).into());
+            ctx.shadow = Some(Arc::new(ShadowMode::new("suite")));
+        }
         Run { run_id, ctx, writer, events, next: 0 }
     }
 
     /// Runs a step of `run`.
     pub(crate) async fn step(&self, run: &mut Run, ask: Ask) -> Result<StepResult, RunnerError> {
+        let again = (runs_in_shadow_mode() > 1).then(|| ask.clone());
         let input = run.input(ask);
-        self.runner.execute(&run.ctx, input).await
+        let result = self.runner.execute(&run.ctx, input).await;
+        if runs_in_shadow_mode() > 0 && result.is_ok() {
+            run.assert_no_difference();
+        }
+        if let (Some(again), Ok(StepResult { exit_code: 0, .. })) = (again, &result) {
+            let mut second = self.run_with(Secrets::clone(&run.ctx.secrets));
+            second.ctx.archives = Arc::clone(&run.ctx.archives);
+            let input = second.input(again);
+            self.runner.execute(&second.ctx, input).await.unwrap();
+            second.assert_no_difference();
+        }
+        result
     }
 
     /// Runs one command in a separate run. Returns its exit code and its output.
@@ -139,7 +159,24 @@ impl Bench {
     }
 }
 
+/// Returns how often each step runs in shadow mode: 0 if the suite does not run in that mode.
+fn runs_in_shadow_mode() -> u8 {
+    match std::env::var("HM_TEST_SHADOW").as_deref() {
+        Err(_) | Ok("") => 0,
+        Ok("1") => 1,
+        Ok("2") => 2,
+        Ok(other) => panic!("HM_TEST_SHADOW={other}: expected 1 or 2"),
+    }
+}
+
 impl Run {
+    /// Asserts that shadow mode, if the run is in it, has compared everything and found no difference.
+    #[track_caller]
+    fn assert_no_difference(&self) {
+        let Some(mode) = &self.ctx.shadow else { return };
+        assert_eq!((mode.differences(), mode.failures()), (0, 0), "{:?}", mode.verdicts());
+    }
+
     pub(crate) fn id(&self) -> Uuid {
         self.run_id
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     os::unix::{
         fs::{PermissionsExt, lchown},
         process::{CommandExt, ExitStatusExt},
@@ -173,13 +173,13 @@ impl Action {
     /// Runs the step with the given `input.json`.
     pub(crate) fn run_with(&self, json: &[u8]) -> Ended {
         self.prepare(json);
-        self.finish(self.command().spawn().unwrap())
+        self.finish(start(self.command()))
     }
 
     /// Starts the step.
     pub(crate) fn spawn(&self) -> Child {
         self.prepare(&serde_json::to_vec(&self.input).unwrap());
-        self.command().spawn().unwrap()
+        start(self.command())
     }
 
     /// Starts the step, and waits for the command's first line.
@@ -334,4 +334,15 @@ pub(crate) fn write_script(path: &Path, text: &str) {
 pub(crate) fn runs(word: &str) -> bool {
     let lines = fs::read_dir("/proc").unwrap().flatten().filter_map(|it| fs::read(it.path().join("cmdline")).ok());
     lines.into_iter().any(|line| line.windows(word.len()).any(|part| part == word.as_bytes()))
+}
+
+/// Starts a program that was just written. It is busy while another test, which forked meanwhile, has not
+/// executed its own program.
+fn start(mut command: Command) -> Child {
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            started => return started.unwrap(),
+        }
+    }
 }

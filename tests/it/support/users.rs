@@ -20,6 +20,11 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Returns whether steps have users other than root.
+pub(crate) fn has_users() -> bool {
+    is_root() || std::env::var_os(RANGE).is_some()
+}
+
 /// Runs tests of this suite as an ordinary user, who must be able to read the files that the variables name.
 /// Returns how many tests passed, which is all of them, or `None` if an ordinary user cannot make user
 /// namespaces here.

@@ -4,13 +4,18 @@
 //! scene NAME, below its first line, which is the command. Numbers, ids, rules and runs of blanks count as
 //! equal.
 
+mod live_scenes;
 mod scenes;
 
 use std::path::Path;
 
 use crate::{
     documents::{markdown::Document, sessions::normal},
-    support::{backends::usable, project::Project, terminal::Terminal},
+    support::{
+        backends::usable,
+        project::{Project, wait_for},
+        terminal::Terminal,
+    },
 };
 
 const PAGE: &str = "docs/guide/terminal.md";
@@ -31,6 +36,33 @@ fn check(name: &str, screen: &[String]) {
     let (_, shown) = shown_in_guide(name);
     let normalized = |lines: &[String]| lines.iter().map(|line| normal(line)).collect::<Vec<_>>();
     assert_eq!(normalized(screen), normalized(&shown), "the scene {name} of {PAGE} is:\n{}", screen.join("\n"));
+}
+
+/// Waits until the terminal shows what the guide does: a moment of a run.
+#[track_caller]
+fn expect_scene(name: &str, terminal: &mut Terminal) {
+    let (_, shown) = shown_in_guide(name);
+    let wanted: Vec<String> = shown.iter().map(|line| still(line)).collect();
+    let mut last = Vec::new();
+    let mut is_shown = false;
+    wait_for(|| {
+        // First, so that all that was shown is looked at.
+        let has_ended = terminal.has_ended();
+        let screen = terminal.screen();
+        let fits = screen.iter().map(|line| still(line)).collect::<Vec<_>>() == wanted;
+        // A later moment may be the end, which says nothing of what was missing.
+        if fits || last.is_empty() || screen.len() == shown.len() {
+            last = screen;
+        }
+        is_shown = fits;
+        fits || has_ended
+    });
+    assert!(is_shown, "the scene {name} of {PAGE} is not shown, but this is:\n{}", last.join("\n"));
+}
+
+/// Returns a line with the same picture of every spinner.
+fn still(line: &str) -> String {
+    normal(line).chars().map(|c| if ('\u{2800}'..='\u{28ff}').contains(&c) { '⠋' } else { c }).collect()
 }
 
 /// Runs the command of a scene to its end, and compares the screen. Returns the screen, or `None` if this

@@ -1,9 +1,10 @@
 //! `hm logs`.
 
-mod connections;
+pub(super) mod connections;
 mod events;
 
 use std::{
+    collections::BTreeMap,
     io::{self, BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write},
     path::PathBuf,
     process::ExitCode,
@@ -12,7 +13,6 @@ use std::{
 use hm_exec::{
     StepStatus, cache,
     event::{self, LogFile, StepRecord},
-    plan::StepIndex,
     store::{Run, Store},
 };
 
@@ -21,7 +21,7 @@ use super::{AnswerFormat, print, table};
 use crate::{
     failure::{Failure, Outcome},
     find_step::{describe, find_run, find_step, last_run, run_with_id, steps_of},
-    reporter::{style::Style, text},
+    reporter::{style::Style, text, to_stderr},
     store,
 };
 
@@ -37,6 +37,7 @@ Examples:
   hm logs test                print the output of step `test` of the last run
   hm logs -f                  follow a run of another terminal
   hm logs --failed -n 20      print the last 20 lines of the steps that failed
+  hm logs test --attempt 1    print the output of the first attempt of a step that ran again
   hm logs 3fa2/test           print the output of a step of the run whose id begins with 3fa2 (see `hm runs`)";
 
 /// Print the output of a step
@@ -55,7 +56,7 @@ pub(crate) struct Args {
     step: Option<String>,
 
     /// Print the connections of the step, or of all steps of the run
-    #[arg(long, conflicts_with_all = ["follow", "lines", "timestamps", "failed"])]
+    #[arg(long, conflicts_with_all = ["follow", "lines", "timestamps", "failed", "attempt"])]
     network: bool,
 
     /// The pipeline's source directory [default: the nearest directory with `.hm/`, searched upwards]
@@ -73,6 +74,10 @@ pub(crate) struct Args {
     /// Print the time of each line
     #[arg(short, long)]
     timestamps: bool,
+
+    /// Print the output of this attempt of the step, from 1 [default: the last one that printed something]
+    #[arg(long, value_name = "N")]
+    attempt: Option<u32>,
 
     /// Print the output of the steps that failed
     #[arg(long, conflicts_with = "follow")]
@@ -93,6 +98,7 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
     let (run, steps, step) = find(&store, args)?;
+    check_attempt(args.attempt, step.as_ref())?;
     if args.network {
         return connections::show(&store, &run, &steps, step.as_ref(), args.format);
     }
@@ -111,7 +117,22 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let head = format!("run {} of {}\n", run.id, text::clean(&run.pipeline));
         return print(&(head + &table(&rows)));
     };
-    print_log(&store, &run, &steps, &step, args.lines)
+    print_log(&store, &run, &steps, &step, args)
+}
+
+/// Returns an error if the step has no such attempt.
+fn check_attempt(attempt: Option<u32>, step: Option<&StepRecord>) -> Outcome<()> {
+    let Some(attempt) = attempt else { return Ok(()) };
+    let Some(step) = step else {
+        return Err(Failure::input("`--attempt` needs a step").hint("name it, as in `hm logs test --attempt 1`"));
+    };
+    // How many there are is known when the step has ended.
+    if step.status.is_none() || (1..=step.attempts).contains(&attempt) {
+        return Ok(());
+    }
+    let count = text::count(step.attempts as usize, "attempt");
+    Err(Failure::input(format_args!("step `{}` has no attempt {attempt}", step.key))
+        .hint(format_args!("it had {count}")))
 }
 
 /// Finds the run and the step that the arguments name. Returns no step if they name a whole run.
@@ -136,23 +157,20 @@ fn find(store: &Store, args: &Args) -> Outcome<(Run, Vec<StepRecord>, Option<Ste
     Ok((run, steps, Some(step)))
 }
 
-/// Returns the step with this name, or no step if the name is empty. Returns `None` if there is no such step.
+/// Returns the step with this name, or no step if the name is empty. Returns `None` if there is no such step,
+/// or if it is the label of several.
 fn named(steps: &[StepRecord], name: &str) -> Option<Option<StepRecord>> {
     if name.is_empty() {
         return Some(None);
     }
     let step = steps.iter().find(|step| *step.key == *name);
-    step.or_else(|| steps.iter().find(|step| *step.display_name == *name)).map(|step| Some(step.clone()))
+    let mut with_label = steps.iter().filter(|step| *step.display_name == *name);
+    let only = with_label.next().filter(|_| with_label.next().is_none());
+    step.or(only).map(|step| Some(step.clone()))
 }
 
 /// Prints the log of a step as it is, or its last lines.
-fn print_log(
-    store: &Store,
-    run: &Run,
-    steps: &[StepRecord],
-    step: &StepRecord,
-    lines: Option<usize>,
-) -> Outcome<ExitCode> {
+fn print_log(store: &Store, run: &Run, steps: &[StepRecord], step: &StepRecord, args: &Args) -> Outcome<ExitCode> {
     let unreadable = |error: anyhow::Error| {
         Failure::infrastructure(format_args!("failed to read the log of step `{}`", step.key)).because(error)
     };
@@ -161,8 +179,16 @@ fn print_log(
         key.map(|key| store.steps().log(&key.0))
     } else {
         let index = steps.iter().position(|known| known.key == step.key).and_then(|at| u32::try_from(at).ok());
-        let last = index.map(|index| event::last_log(store.runs().dir(run.id), StepIndex(index))).transpose();
-        last.map_err(|error| unreadable(error.into()))?.flatten()
+        let all = event::log_files(store.runs().dir(run.id)).map_err(|error| unreadable(error.into()))?;
+        let all = all.into_iter().filter(|((of, _), _)| Some(of.0) == index);
+        let mut all: BTreeMap<u32, PathBuf> = all.map(|((_, attempt), log)| (attempt, log)).collect();
+        match args.attempt {
+            Some(attempt) => all.remove(&attempt),
+            None => {
+                note_attempts(all.keys().copied());
+                all.pop_last().map(|(_, log)| log)
+            }
+        }
     };
     let mut file = match log.map(LogFile::open) {
         None => return Ok(ExitCode::SUCCESS),
@@ -170,7 +196,7 @@ fn print_log(
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => return Ok(ExitCode::SUCCESS),
         Some(file) => file.map_err(|error| unreadable(error.into()))?,
     };
-    if let Some(lines) = lines {
+    if let Some(lines) = args.lines {
         seek_last_lines(&mut file, lines).map_err(|error| unreadable(error.into()))?;
     }
     let stdout = io::stdout().lock();
@@ -188,6 +214,15 @@ fn print_log(
             Err(Failure::infrastructure("failed to write to stdout").because(error))
         }
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Says which attempts a step with several logs has, of which the last one is shown.
+fn note_attempts(mut attempts: impl DoubleEndedIterator<Item = u32>) {
+    let Some(last) = attempts.next_back() else { return };
+    let earlier: Vec<String> = attempts.map(|attempt| attempt.to_string()).collect();
+    if !earlier.is_empty() {
+        to_stderr(&format!("note: this is attempt {last}; `--attempt N` shows an earlier one: {}", earlier.join(", ")));
     }
 }
 

@@ -4,11 +4,16 @@ mod forecast;
 mod graph;
 mod tree;
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use hm_exec::{
     Plan, RunnerSet,
-    cache::Prediction,
+    cache::{CacheMode, Prediction},
     ir::EdgeKind,
     plan::{self, BindOptions, BoundPlan, PlannedInput, SoftFail, StepIndex},
 };
@@ -23,7 +28,7 @@ use crate::{
     config::Config,
     failure::Outcome,
     part::PartArgs,
-    pipelines::{self, parse},
+    pipelines::{self, RenderCache, parse},
     reporter::style::Style,
     runners::Runners,
     warnings,
@@ -82,6 +87,8 @@ struct ShownStep<'a> {
     retries: u8,
     /// Whether the build allows failures of the step: all, or those with these exit codes.
     soft_fail: ShownSoftFail<'a>,
+    /// Which of the step's results are reused at most, if it is limited.
+    cache: Option<CacheMode>,
     /// The files of other steps that the step gets.
     inputs: Vec<ShownInput<'a>>,
     /// The arguments of the step, by name: from the pipeline, from files and from options.
@@ -148,7 +155,7 @@ fn answer_form(format: AnswerFormat, is_verbose: bool) -> PlanForm {
 
 /// Prints the plan of a part of a pipeline.
 fn print_plan(source: &SourceArgs, part: &PartArgs, mut options: BindOptions, form: PlanForm) -> Outcome<ExitCode> {
-    let found = pipelines::find(source)?;
+    let found = pipelines::find_with(source, RenderCache { mode: None, renews: options.no_cache })?;
     let definition = &found.definition;
     let plan = part.of(parse(definition)?, source, &found.dir, &definition.name)?;
     let sources = note_ignored(&found.project, found.permissions(&plan, &options))?;
@@ -167,7 +174,11 @@ fn print_plan(source: &SourceArgs, part: &PartArgs, mut options: BindOptions, fo
     match form {
         PlanForm::Graph(language) => print(&graph::text(&shown, language)),
         PlanForm::Json => print_json(&shown),
-        PlanForm::Text { is_verbose } => print(&tree::text(&shown, is_verbose, Style::of(&std::io::stdout()))),
+        PlanForm::Text { is_verbose } => {
+            // A pipe has no end of the line.
+            let longest = if io::stdout().is_terminal() { tree::CELL_CHARS } else { usize::MAX };
+            print(&tree::text(&shown, is_verbose, longest, Style::of(&io::stdout())))
+        }
     }
 }
 
@@ -229,12 +240,13 @@ fn show<'a>(
                 .filter(|link| link.kind == EdgeKind::DependsOn)
                 .map(|link| key(link.step))
                 .collect(),
-            timeout_seconds: step.timeout.map(|timeout| timeout.as_secs()),
+            timeout_seconds: step.timeout().map(|timeout| timeout.as_secs()),
             retries: outcomes.map_or(0, |rules| rules.retries),
             soft_fail: match outcomes.map(|rules| &rules.soft_fail) {
                 Some(SoftFail::Codes(codes)) => ShownSoftFail::Codes(codes),
                 soft_fail => ShownSoftFail::All(soft_fail == Some(&SoftFail::Any)),
             },
+            cache: bound.cache_limits.get(&index).copied(),
             inputs: bound.inputs.get(&index).into_iter().flatten().map(input).collect(),
             arguments: arguments(index),
             cmd: &step.step.cmd,

@@ -9,22 +9,27 @@ use super::{note_ignored, print};
 use crate::{
     args::SourceArgs,
     failure::Outcome,
-    pipelines::{self, parse},
+    pipelines::{self, RenderCache, parse},
     reporter::to_stderr,
 };
 
-/// Print a pipeline's v0 IR and validate it
+/// Print a pipeline's v0 IR
 ///
-/// The output can be run elsewhere: `hm render ci | hm run -f -`.
+/// The output can be run elsewhere: `hm render ci | hm run -f -`. Exits with code 2 if it is not valid IR.
+/// Images and the arguments of runners are checked by `hm plan`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
+
+    /// Render the pipeline again, also if everything that it was rendered from is as it was
+    #[arg(long, alias = "refresh")]
+    no_cache: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     args.source.check_one_pipeline()?;
-    let found = pipelines::find(&args.source)?;
+    let found = pipelines::find_with(&args.source, RenderCache { mode: None, renews: args.no_cache })?;
     let definition = &found.definition;
     // If it is not JSON at all, the decoder below reports a better error.
     if serde_json::from_str::<&RawValue>(&definition.ir_json).is_ok() {

@@ -9,7 +9,7 @@ use hm_exec::{
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use super::{AnswerFormat, print, print_json, table};
+use super::{AnswerFormat, logs::connections::records_none, print, print_json, table};
 use crate::{
     config::{Config, ConfigArgs},
     failure::Outcome,
@@ -55,9 +55,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             let rows = runners.iter().map(|(runner, probe)| {
                 let (state, why) = match probe {
                     Probe::Usable { note, .. } => {
-                        let shared = "steps have the network of their machine";
-                        let shared = (!runner.capabilities.private_network).then_some(shared);
-                        let notes: Vec<_> = note.as_deref().into_iter().chain(shared).collect();
+                        let network = match runner.capabilities.private_network {
+                            false => Some("steps have the network of their machine"),
+                            true => records_none(&runner.name).then_some("connections of steps are not recorded"),
+                        };
+                        let notes: Vec<_> = note.as_deref().into_iter().chain(network).collect();
                         ("available", notes.join("; "))
                     }
                     Probe::Unusable { reason, hint, .. } => ("not available", format!("{reason}; {hint}")),

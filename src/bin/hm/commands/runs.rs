@@ -1,6 +1,6 @@
 //! `hm runs`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duration};
 
 use chrono::{DateTime, Utc};
 use hm_exec::{
@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use super::{AnswerFormat, print, print_json, table, why::date};
 use crate::{
-    failure::Outcome,
+    failure::{Failure, Outcome},
     find_step::{runs_of, steps_of},
+    pipelines::nearest,
     reporter::{style::Style, text},
     store,
 };
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     format: AnswerFormat,
 }
+
+/// How many runs are searched for names of pipelines.
+const SEARCHED: u32 = 1000;
 
 /// A run, as `--format json` prints it.
 #[derive(Debug, Serialize)]
@@ -104,6 +108,10 @@ impl RunResult {
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let store = store::open()?;
     let mut runs = runs_of(&store, args.dir.as_deref(), args.pipeline.as_deref(), args.runs)?;
+    // For programs, an empty list says it all.
+    if let Some(name) = args.pipeline.as_deref().filter(|_| runs.is_empty() && args.format == AnswerFormat::Text) {
+        return Err(no_runs_of(name, &runs_of(&store, args.dir.as_deref(), None, SEARCHED)?));
+    }
     // The runs of a second directory follow those of the first.
     runs.sort_by_key(|run| std::cmp::Reverse(run.started_at));
     runs.truncate(usize::try_from(args.runs).unwrap_or(usize::MAX));
@@ -117,6 +125,18 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             let rows: Vec<_> = shown.iter().map(|run| row(run, now, style)).collect();
             print(&table(&rows))
         }
+    }
+}
+
+/// Returns the failure for a pipeline without runs, in a directory with these.
+fn no_runs_of(name: &str, runs: &[Run]) -> Failure {
+    let failure = Failure::input(format_args!("no runs of pipeline `{name}` in this directory"));
+    let known: BTreeSet<&String> = runs.iter().map(|run| &run.pipeline).collect();
+    let known: Vec<String> = known.into_iter().cloned().collect();
+    match nearest(name, &known) {
+        Some(near) => failure.hint(format_args!("did you mean `{near}`? (pipelines with runs: {})", known.join(", "))),
+        None if known.is_empty() => failure.hint("no pipeline has run here: set the directory with `-d DIR`"),
+        None => failure.hint(format_args!("pipelines with runs: {}", known.join(", "))),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use chrono::DateTime;
 use hm_exec::{
     StepStatus,
-    cache::{CacheVerdict, Difference, Explanation, explain},
+    cache::{CacheMode, CacheVerdict, Difference, Explanation, explain},
     event::{CacheMissReason, StepRecord},
     size,
 };
@@ -59,11 +59,12 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
 pub(super) fn as_text(explanation: &Explanation, step: &StepRecord) -> String {
     let name = text::clean(&explanation.step);
     let mut out = match &explanation.verdict {
-        None => format!("{name}: not cached: {}\n", why_not_looked_up(step)),
+        None => format!("{name}: not cached: {}\n", why_not_looked_up(explanation, step)),
         Some(CacheVerdict::Hit { run, step, created_at }) => {
             let as_step =
                 if **step == *explanation.step { String::new() } else { format!(" as step {}", text::clean(step)) };
-            format!("{name}: cache hit: created by run {}{as_step} on {}\n", short(run), date(*created_at))
+            let by = if explanation.by_trace { ", found by what it read" } else { "" };
+            format!("{name}: cache hit{by}: created by run {}{as_step} on {}\n", short(run), date(*created_at))
         }
         Some(CacheVerdict::Miss { reason, message }) => {
             format!("{name}: cache miss: {}\n", why_missed(explanation, *reason, message.as_deref()))
@@ -89,13 +90,18 @@ pub(super) fn as_text(explanation: &Explanation, step: &StepRecord) -> String {
     out
 }
 
-fn why_not_looked_up(step: &StepRecord) -> String {
+fn why_not_looked_up(explanation: &Explanation, step: &StepRecord) -> String {
     match step.status {
-        Some(StepStatus::Skipped | StepStatus::Canceled) | None => "it did not run".into(),
-        _ => format!(
-            "it has no cache policy with a key, or its runner ({}) creates no snapshots that can be cached",
-            step.runner
-        ),
+        None => "it has not ended".into(),
+        Some(StepStatus::Skipped | StepStatus::Canceled) => "it did not run".into(),
+        _ if explanation.own_mode == Some(CacheMode::Off) => "its argument `cache` is `off`".into(),
+        _ if explanation.run_mode == CacheMode::Off => "the cache mode of the run was `off`".into(),
+        // The only runner of `hm` whose steps are never looked up.
+        _ if *step.runner == *"process" => "its runner, `process`, creates no snapshots that can be cached".into(),
+        _ if explanation.run_mode == CacheMode::Auto && explanation.own_mode == Some(CacheMode::Declared) => {
+            "it has no cache policy with a key, and its argument `cache` is `declared`".into()
+        }
+        _ => "it has no cache policy with a key".into(),
     }
 }
 
@@ -106,6 +112,16 @@ fn why_missed(explanation: &Explanation, reason: CacheMissReason, message: Optio
         CacheMissReason::Damaged => format!("the cached result was damaged{more}"),
         CacheMissReason::Refresh => "requested by `--refresh` or `--no-cache`".into(),
         CacheMissReason::Unavailable => format!("the cache could not be read{more}"),
+        _ if explanation.by_trace && message.is_some() => text::clean(message.unwrap_or_default()),
+        _ if explanation.by_trace && explanation.differences.is_empty() => match explanation.compared_with {
+            None => "no earlier run in the store looked it up".into(),
+            Some(run) => format!(
+                "the result of run {} was not kept, or is gone: `hm inputs {}` prints what it read, and why that cannot \
+                 be compared",
+                short(&run),
+                text::clean(&explanation.step)
+            ),
+        },
         _ => match (explanation.compared_with, &explanation.evicted, explanation.ended_before) {
             (None, ..) => "no earlier run in the store looked it up".into(),
             (Some(run), ..) if !explanation.differences.is_empty() => {
@@ -135,18 +151,33 @@ fn why_missed(explanation: &Explanation, reason: CacheMissReason, message: Optio
 }
 
 fn push_differences(out: &mut String, explanation: &Explanation) {
-    for different in &explanation.differences {
+    for different in causes(&explanation.differences) {
         out.push_str(&format!("  {}\n", difference(different)));
     }
+}
+
+/// Returns the differences that are causes. Languages compute the key of a policy from other parts of the
+/// step, and from files, so that it counts only if nothing else differs.
+pub(super) fn causes(differences: &[Difference]) -> Vec<&Difference> {
+    let others: Vec<&Difference> = differences.iter().filter(|it| **it != Difference::DslKey).collect();
+    if others.is_empty() { differences.iter().collect() } else { others }
 }
 
 /// Describes what differs from an earlier run.
 pub(super) fn difference(difference: &Difference) -> String {
     match difference {
-        Difference::DslKey => "its cache policy's key changed (computed by the pipeline's language)".into(),
+        Difference::DslKey => "the key of its cache policy changed, which the pipeline computes".into(),
         Difference::Project { was, is } => changed("the project", was, is),
         Difference::SourceTimes { was, is } => changed("`times` of [source] in hm.toml", was.as_str(), is.as_str()),
+        Difference::SourceIgnore => "`ignore` of [source] in hm.toml changed".into(),
         Difference::Inputs => "files that match its `on_change` paths changed".into(),
+        Difference::InputFiles { paths } => match &**paths {
+            [] => self::difference(&Difference::Inputs),
+            [only] => format!("{} changed", text::clean(only)),
+            [first, rest @ ..] => {
+                format!("{} and {} changed", text::clean(first), text::count(rest.len(), "other file"))
+            }
+        },
         Difference::StepInput { step, path } => format!("its input {} changed", input(step, path)),
         Difference::StepInputAdded { step, path } => format!("the input {} was added", input(step, path)),
         Difference::StepInputRemoved { step, path } => format!("the input {} was removed", input(step, path)),
@@ -186,4 +217,17 @@ fn short(run: &uuid::Uuid) -> String {
 pub(super) fn date(ms: i64) -> String {
     let at = DateTime::from_timestamp_millis(ms);
     at.map_or_else(|| "an unknown date".into(), |at| at.format("%Y-%m-%d at %H:%M UTC").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_computed_key_is_a_cause_only_if_nothing_else_is() {
+        let files = Difference::InputFiles { paths: vec!["a".into()] };
+        assert_eq!(causes(&[Difference::DslKey, files.clone()]), [&files]);
+        assert_eq!(causes(&[Difference::DslKey]), [&Difference::DslKey]);
+        assert_eq!(causes(&[]), [&files; 0]);
+    }
 }

@@ -34,6 +34,11 @@ pub(crate) struct ConfigArgs {
     #[arg(id = "remote-cache", long = "remote-cache", value_enum, value_name = "HOW")]
     pub(super) cache: Option<Sharing>,
 
+    /// Scope of the cached results that are shared, such as pr-12. Those of `trusted` and of this scope are
+    /// used [env: HM_REMOTE_CACHE_SCOPE] [default: trusted]
+    #[arg(id = "remote-cache-scope", long = "remote-cache-scope", value_name = "NAME")]
+    pub(super) cache_scope: Option<String>,
+
     /// URL of the container daemon: unix://PATH or tcp://HOST:PORT [default: the socket of Docker or Podman]
     #[arg(help_heading = "Containers (runner docker)", long = "docker-host", value_name = "URL", env = DOCKER_HOST)]
     pub(super) docker_host: Option<String>,
@@ -91,6 +96,7 @@ impl ConfigArgs {
         let mut arguments = self.engine.table()?;
         arguments.platform = self.platform.iter().map(|Property(name, value)| (name.clone(), value.clone())).collect();
         (arguments.jobs, arguments.cache) = (self.jobs, self.cache);
+        arguments.cache_scope = given(self.cache_scope.clone());
         let docker_host = given(self.docker_host.clone());
         Ok(ConfigSources {
             arguments,

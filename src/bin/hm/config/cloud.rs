@@ -184,7 +184,7 @@ fn checked(key: &str, Sourced { value, source }: Sourced<String>) -> Outcome<Sou
 }
 
 /// Returns whether a token may be sent to this URL: if others cannot read it on the way.
-fn is_encrypted(url: &str) -> bool {
+pub(crate) fn is_encrypted(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     if scheme.eq_ignore_ascii_case("https") {
         return true;

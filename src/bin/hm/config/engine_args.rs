@@ -15,7 +15,7 @@ use hm_exec::remote::EndpointOptions;
 use super::{
     args::Sharing,
     layers::{ConfigPlace, RemoteLayers, RemoteTable},
-    variables::{Environment, REMOTE_CACHE, REMOTE_JOBS},
+    variables::{Environment, REMOTE_CACHE, REMOTE_CACHE_SCOPE, REMOTE_JOBS},
 };
 use crate::{
     failure::{Failure, Outcome},
@@ -92,14 +92,21 @@ pub(super) fn environment(variables: &Environment) -> Outcome<RemoteTable> {
         text.map(|text| parse(&text)).transpose().map_err(wrong)
     }
     let text = |name| variables.text(name);
-    let jobs = |text: &str| text.parse().map_err(|error: ParseIntError| error.to_string());
+    let keys = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let jobs = |text: &str| text.parse().map_err(|_: ParseIntError| "expected a number".to_owned());
+    let sharing =
+        |text: &str| Sharing::from_str(text, false).map_err(|_| "expected `read`, `write`, `both` or `off`".to_owned());
     Ok(RemoteTable {
         endpoint: text("HM_REMOTE")?,
         instance: text("HM_REMOTE_INSTANCE")?,
         logs: text("HM_REMOTE_LOGS")?,
         headers: headers("HM_REMOTE_HEADER", text("HM_REMOTE_HEADER")?.unwrap_or_default().lines())?,
         jobs: parsed(REMOTE_JOBS, text(REMOTE_JOBS)?, jobs)?,
-        cache: parsed(REMOTE_CACHE, text(REMOTE_CACHE)?, |text| Sharing::from_str(text, false))?,
+        cache: parsed(REMOTE_CACHE, text(REMOTE_CACHE)?, sharing)?,
+        cache_scope: text(REMOTE_CACHE_SCOPE)?,
+        // Blanks are no keys, and must not take the place of those in the user's file.
+        cache_keys: text("HM_REMOTE_CACHE_KEYS")?.map(keys).filter(|keys| !keys.is_empty()),
+        cache_signing_key: variables.path("HM_REMOTE_CACHE_SIGNING_KEY"),
         ca: variables.path("HM_REMOTE_CA"),
         cert: variables.path("HM_REMOTE_CERT"),
         key: variables.path("HM_REMOTE_KEY"),

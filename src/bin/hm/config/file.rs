@@ -174,13 +174,36 @@ fn parse(file: &ConfigText) -> Outcome<(Keys, Vec<UnknownKey>)> {
             place: place(keys::line_at(text, at)),
         }));
     }
-    ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(invalid)?;
+    ConfigFile::deserialize(toml::Deserializer::from(table.clone())).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let near = nearest_to(table.get_ref(), &KnownKeys::new(), at);
+        let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        mistake(at, &format!("{}{near}", error.message()))
+    })?;
     let tables = table.get_ref();
     if let Some((at, what)) = steps::mistake(tables).or_else(|| services::mistake(tables)) {
         return Err(mistake(at, &what));
     }
     let found = keys::of_table(table.get_ref(), text, place).map_err(invalid)?;
     Ok((found.into_iter().filter_map(|(path, key)| normalise(path, key, file)).collect(), unknown))
+}
+
+/// Returns the known key that the unknown one at this place of a file was probably intended to be.
+fn nearest_to(table: &DeTable<'_>, known: &KnownKeys, at: usize) -> Option<String> {
+    let mut open: Vec<(KeyPath, &DeTable<'_>)> = vec![(KeyPath::new(), table)];
+    while let Some((parents, table)) = open.pop() {
+        for (name, value) in table {
+            let mut path = parents.clone();
+            path.push(name.get_ref().to_string());
+            if name.span().start == at {
+                return known.nearest(&path)?.pop();
+            }
+            if let DeValue::Table(below) = value.get_ref() {
+                open.push((path, below));
+            }
+        }
+    }
+    None
 }
 
 /// Removes keys that no file of this version has. Returns them, with the bytes where they are.
@@ -206,12 +229,13 @@ fn is_odd_format(path: &[String], value: Option<&DeValue<'_>>) -> bool {
 }
 
 /// The keys whose empty values count as unset.
-const TEXTS: [&[&str]; 8] = [
+const TEXTS: [&[&str]; 9] = [
     &["cloud", "api_url"],
     &["cloud", "app_url"],
     &["cloud", "org"],
     &["cloud", "pipeline"],
     &["docker", "host"],
+    &["otlp", "endpoint"],
     &["remote", "endpoint"],
     &["remote", "instance"],
     &["remote", "logs"],
@@ -221,7 +245,12 @@ const TEXTS: [&[&str]; 8] = [
 /// project are resolved when they are read.
 fn resolve_paths(file: &mut ConfigFile) {
     let (table, keys) = (&mut file.remote, &file.keys);
-    for (name, path) in [("ca", &mut table.ca), ("cert", &mut table.cert), ("key", &mut table.key)] {
+    for (name, path) in [
+        ("ca", &mut table.ca),
+        ("cert", &mut table.cert),
+        ("key", &mut table.key),
+        ("cache_signing_key", &mut table.cache_signing_key),
+    ] {
         if let Some(key) = keys.get(&["remote".to_owned(), name.to_owned()][..])
             && !key.place.is_projects
         {

@@ -34,9 +34,10 @@ impl<T: Default> Default for Sourced<T> {
 }
 
 /// The origin of a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum ValueSource {
     /// It is the default.
+    #[default]
     Default,
     /// An option on the command line.
     Argument(&'static str),

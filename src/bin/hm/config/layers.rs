@@ -26,7 +26,7 @@ use crate::failure::Outcome;
 /// The settings of one place. Paths of the user's file are absolute; paths of the project's file are as
 /// written there.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct RemoteTable {
     /// The URL of the engine: grpc://HOST:PORT, or grpcs://HOST:PORT with TLS.
     pub(super) endpoint: Option<String>,
@@ -42,6 +42,12 @@ pub(super) struct RemoteTable {
     pub(super) jobs: Option<NonZeroUsize>,
     /// Whether results of all runners are shared through the engine.
     pub(super) cache: Option<Sharing>,
+    /// The scope of the results that are shared: `trusted`, or the name of a branch or pull request.
+    pub(super) cache_scope: Option<String>,
+    /// The public keys of minisign by which results of `trusted` must be signed.
+    pub(super) cache_keys: Option<Vec<String>>,
+    /// A file with the secret key of minisign that signs results.
+    pub(super) cache_signing_key: Option<PathBuf>,
     /// A PEM file of certificate authorities to trust instead of the system's.
     pub(super) ca: Option<PathBuf>,
     /// A PEM file of the client certificate.
@@ -101,6 +107,11 @@ impl RemoteLayers {
         let is_projects = self.url().is_some_and(|(url, _)| !self.is_users(url));
         let mut places = ORDER.into_iter().filter(|place| !is_projects || *place != ConfigPlace::User);
         places.find_map(|place| of(self.table(place)))
+    }
+
+    /// Returns the first value that the user sets. A project decides nothing about whom its user trusts.
+    pub(super) fn users<T>(&self, of: impl Fn(&RemoteTable) -> Option<&T>) -> Option<&T> {
+        ORDER.into_iter().filter(|place| *place != ConfigPlace::Project).find_map(|place| of(self.table(place)))
     }
 
     /// Returns platform properties, by name.

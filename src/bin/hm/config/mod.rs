@@ -34,13 +34,14 @@ use std::{
 };
 
 pub(crate) use args::{ConfigArgs, Sharing};
-pub(crate) use cloud::{CloudConfig, Token};
+pub(crate) use cloud::{CloudConfig, Token, is_encrypted};
 pub(crate) use engine_args::{EngineArgs, NamedEngine};
 use hm_exec::project::{CONFIG_BYTES, ProjectDir};
 pub(crate) use keys::{Sourced, ValueSource};
 pub(crate) use schema::{BackendName, VmTable};
 pub(crate) use show::{Row, RowState, Shown, schema};
-pub(crate) use sources::{Config, ConfigSources, all_permissions};
+pub(crate) use sources::{CacheTrust, Config, ConfigSources, all_permissions, collector, reuse};
+pub(crate) use steps::step_args_schema;
 pub(crate) use write::{set_projects, set_users};
 
 use crate::failure::{Failure, Outcome};
@@ -69,7 +70,7 @@ fn in_hm(path: &Path) -> PathBuf {
 }
 
 /// Reads a file of any kind that the user names, up to the size limit of a configuration file.
-fn read_users(path: &Path) -> Outcome<Vec<u8>> {
+pub(crate) fn read_users(path: &Path) -> Outcome<Vec<u8>> {
     let failed =
         |error: anyhow::Error| Failure::input(format_args!("failed to read {}", path.display())).because(error);
     let mut bytes = Vec::new();

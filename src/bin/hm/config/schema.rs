@@ -9,7 +9,7 @@ use std::{
 
 use hm_exec::{
     runner::{MemorySize, ServiceArg},
-    source::SourceTimes,
+    source::{HiddenFiles, SourceTimes},
 };
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::{Deserialize, de::IgnoredAny};
@@ -28,7 +28,7 @@ use crate::{
 
 /// Configuration of hm: `hm.toml` and `config.toml`, of the user and of a project.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct ConfigFile {
     /// The backend that runs builds.
     pub(super) backend: Option<BackendName>,
@@ -44,6 +44,8 @@ pub(super) struct ConfigFile {
     pub(super) vm: VmTable,
     /// Cached results.
     pub(super) cache: CacheTable,
+    /// The collector that receives traces of runs, in the user's file only.
+    pub(super) otlp: OtlpTable,
     /// The source that steps see.
     pub(super) source: SourceTable,
     /// Ids of directories, in the user's file only.
@@ -106,7 +108,7 @@ impl BackendName {
 
 /// `[cloud]`.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct CloudTable {
     /// The URL of the service.
     pub(super) api_url: Option<String>,
@@ -120,7 +122,7 @@ pub(super) struct CloudTable {
 
 /// `[preferences]`.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct PreferencesTable {
     /// The output format of `hm run`.
     pub(super) format: Option<Format>,
@@ -131,24 +133,35 @@ pub(super) struct PreferencesTable {
 
 /// `[source]`.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct SourceTable {
     /// Which modification times of source files steps see.
     pub(super) times: Option<SourceTimes>,
+    /// The files that are left out of it: patterns as in a `.gitignore` file.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub(super) ignore: Option<HiddenFiles>,
 }
 
 /// `[docker]`.
 #[derive(Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct DockerTable {
     /// Its URL: unix://PATH or tcp://HOST:PORT.
     pub(super) host: Option<String>,
 }
 
+/// `[otlp]`.
+#[derive(Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct OtlpTable {
+    /// Its URL, to which `/v1/traces` is added, as in http://localhost:4318.
+    pub(super) endpoint: Option<String>,
+}
+
 /// `[vm]`: the defaults for virtual machines, and the programs and files that they are made from. A path in a
 /// project's file requires the user's consent, because it is run, or read, outside of any sandbox.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(crate) struct VmTable {
     /// The memory size, as in `2g`.
     pub(crate) memory: Option<MemorySize>,

@@ -165,7 +165,7 @@ impl Shown {
             let failure = Failure::input(format_args!("no configuration key is named `{key}`"));
             return Err(match known.nearest(&path) {
                 Some(near) => failure.hint(format_args!("did you mean `{}`?", keys::dotted(&near))),
-                None => failure.hint("run `hm config --schema` for all keys"),
+                None => failure.hint("run `hm schema config` for all keys"),
             });
         }
         self.rows.retain(is_selected);
@@ -204,7 +204,7 @@ impl Candidate {
     fn row(self, state: RowState) -> Row {
         let secret = matches!(&*self.path, [table, headers, _] if table == "remote" && headers == "headers");
         let key = keys::dotted(&self.path);
-        let value = (!secret).then(|| without_password(self.value));
+        let value = (!secret).then(|| without_credentials(self.value));
         Row { key, value, secret, source: self.source, state }
     }
 }
@@ -254,7 +254,10 @@ fn reason(sources: &ConfigSources, candidate: &Candidate) -> Option<String> {
     if path == ["preferences", "auto_watch"] {
         return Some("without effect: `hm run` waits for its build".into());
     }
-    if is_projects && path[0] == "project" {
+    if is_projects && ["otlp", "project"].contains(&path[0]) {
+        return Some("only allowed in your own file".into());
+    }
+    if is_projects && matches!(path[..], ["remote", "cache_scope" | "cache_keys" | "cache_signing_key"]) {
         return Some("only allowed in your own file".into());
     }
     if !is_projects && path == ["cache", "share"] {
@@ -281,9 +284,10 @@ fn defaults(sources: &ConfigSources, rows: &[Row]) -> Outcome<Vec<Row>> {
     let app_url = cloud::app_url(sources, Project::Counts, &api_url)?;
     let defaults = [
         ("backend", backend.value.as_str().to_owned(), backend.source),
+        ("cache.mode", sources.cache_mode().as_str().to_owned(), ValueSource::Default),
         ("cloud.api_url", api_url.value, api_url.source),
         ("cloud.app_url", app_url.value, app_url.source),
-        ("source.times", sources.source_times().as_str().to_owned(), ValueSource::Default),
+        ("source.times", sources.source().times.as_str().to_owned(), ValueSource::Default),
     ];
     let is_set = |key: &str| rows.iter().any(|row| row.key == key && row.state == RowState::Effective);
     let missing = defaults.into_iter().filter(|(key, ..)| !is_set(key));
@@ -305,7 +309,7 @@ fn alone(sources: &ConfigSources) -> Vec<Row> {
             variable.name == API_TOKEN && CloudConfig::of(sources).is_ok_and(|service| !service.is_users());
         rows.push(Row {
             key: variable.name.to_owned(),
-            value: (!variable.is_secret).then(|| without_password(Value::from(text))),
+            value: (!variable.is_secret).then(|| without_credentials(Value::from(text))),
             secret: variable.is_secret,
             source: ValueSource::Variable(variable.name),
             state: if is_withheld {
@@ -337,13 +341,14 @@ fn rank(state: &RowState) -> u8 {
     }
 }
 
-/// Hides the user and the password of a URL.
-fn without_password(value: Value) -> Value {
+/// Hides the user, the password and the query of a URL, because each may be or have a token.
+fn without_credentials(value: Value) -> Value {
     let hidden = value.as_str().and_then(|text| {
         let (scheme, rest) = text.split_once("://")?;
-        let host = rest.split('/').next()?;
-        let (_, name) = host.rsplit_once('@')?;
-        Some(format!("{scheme}://(set)@{name}{}", &rest[host.len()..]))
+        let (place, query) = rest.split_once('?').map_or((rest, ""), |(place, _)| (place, "?(set)"));
+        let (host, path) = place.split_at(place.find('/').unwrap_or(place.len()));
+        let host = host.rsplit_once('@').map_or_else(|| host.to_owned(), |(_, name)| format!("(set)@{name}"));
+        Some(format!("{scheme}://{host}{path}{query}"))
     });
     hidden.map_or(value, Value::from)
 }

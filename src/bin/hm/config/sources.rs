@@ -1,10 +1,16 @@
 //! The configuration of each source (arguments, variables, the project's files, the user's files), and how
 //! the sources are merged.
 
-use std::{collections::BTreeMap, num::NonZeroUsize, rc::Rc};
+use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, rc::Rc};
 
 use clap::ValueEnum;
-use hm_exec::{project::ProjectDir, remote::EndpointOptions, source::SourceTimes};
+use hm_exec::{
+    cache::CacheMode,
+    project::ProjectDir,
+    remote::EndpointOptions,
+    remote_cache::{CacheScope, KeyError, PublicKey, ScopeError, SigningKey},
+    source::SourceOptions,
+};
 
 use super::{
     ProjectFiles,
@@ -38,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) jobs: Option<NonZeroUsize>,
     /// How its cache is used, if it is set.
     pub(crate) cache: Option<Sharing>,
+    /// Whose results of the cache are used, and how those of this machine are marked.
+    pub(crate) cache_trust: CacheTrust,
     /// The container daemon; `None` if none is named.
     pub(crate) docker_host: Option<String>,
     /// The configuration of virtual machines.
@@ -46,12 +54,46 @@ pub(crate) struct Config {
     pub(crate) projects: ProjectTables,
     /// The name under which results are shared with other projects.
     pub(crate) share: Option<Name>,
-    /// Which modification times of source files steps see.
-    pub(crate) source_times: SourceTimes,
+    /// Which results are reused, and what sets that.
+    pub(crate) cache_mode: Sourced<CacheMode>,
+    /// Which files of the source steps see, and with which times.
+    pub(crate) source: SourceOptions,
     /// The hosted service, if builds run there.
     pub(crate) cloud: Option<CloudConfig>,
     /// The preferred output format.
     pub(crate) format: Option<Format>,
+}
+
+/// Whose results of the remote cache are used, and how those of this machine are marked.
+#[derive(Debug, Default)]
+pub(crate) struct CacheTrust {
+    pub(crate) scope: CacheScope,
+    pub(crate) keys: Vec<PublicKey>,
+    pub(crate) signing_key: Option<SigningKey>,
+}
+
+impl CacheTrust {
+    /// Reads the user's settings, and the file that they name.
+    fn of(layers: &RemoteLayers) -> Outcome<Self> {
+        let scope = layers.users(|table| table.cache_scope.as_ref());
+        let scope = scope.map(|scope| scope.parse::<CacheScope>()).transpose();
+        let scope = scope.map_err(|error: ScopeError| Failure::input(format_args!("remote.cache_scope: {error}")))?;
+        let keys = layers.users(|table| table.cache_keys.as_ref()).map_or(&[][..], Vec::as_slice);
+        // It may be a secret key by mistake, so the error does not contain it.
+        let parse = |(number, key): (usize, &String)| {
+            key.parse::<PublicKey>()
+                .map_err(|error| Failure::input(format_args!("remote.cache_keys: key {number} is {error}")))
+        };
+        let keys = (1..).zip(keys).map(parse).collect::<Outcome<Vec<_>>>()?;
+        let read = |path: &PathBuf| {
+            let text = String::from_utf8(super::read_users(path)?).unwrap_or_default();
+            let wrong =
+                |error: KeyError| Failure::input(format_args!("cannot sign results with {}: {error}", path.display()));
+            text.parse::<SigningKey>().map_err(wrong)
+        };
+        let signing_key = layers.users(|table| table.cache_signing_key.as_ref()).map(read).transpose()?;
+        Ok(Self { scope: scope.unwrap_or_default(), keys, signing_key })
+    }
 }
 
 /// The settings of each place, not merged yet.
@@ -88,7 +130,7 @@ impl ConfigSources {
     /// Removes everything that requires consent from the project's settings.
     pub(crate) fn remove_unpermitted(&mut self) {
         self.project.retain(|path, value| match *path {
-            ["cloud", "org" | "pipeline"] | ["preferences" | "source", _] => true,
+            ["cloud", "org" | "pipeline"] | ["preferences" | "source", _] | ["cache", "mode"] => true,
             ["remote", "jobs"] | ["vm", "memory" | "cpus"] => true,
             ["backend"] => value == BackendName::Local.as_str(),
             // Less sharing needs no consent.
@@ -155,6 +197,18 @@ impl ConfigSources {
             return Err(Failure::input("`[project]` is not allowed in a project's hm.toml")
                 .hint("move it to your own hm.toml, in ~/.config/hm"));
         }
+        if self.project.otlp.endpoint.is_some() {
+            return Err(Failure::input("`[otlp]` is not allowed in a project's hm.toml: it would receive your runs")
+                .hint("move it to your own hm.toml, in ~/.config/hm"));
+        }
+        let remote = &self.project.remote;
+        if remote.cache_scope.is_some() || remote.cache_keys.is_some() || remote.cache_signing_key.is_some() {
+            return Err(Failure::input(
+                "`cache_scope`, `cache_keys` and `cache_signing_key` of `[remote]` are not allowed in a project's \
+                 hm.toml: they decide whose results are used",
+            )
+            .hint("move them to your own hm.toml, in ~/.config/hm"));
+        }
         if self.user.cache.share.is_some() {
             return Err(Failure::input(
                 "`[cache] share` is not allowed in your own hm.toml: it would apply to all projects",
@@ -162,6 +216,11 @@ impl ConfigSources {
             .hint("give directories the same id instead: `[project.\"/path\"] id = \"NAME\"`"));
         }
         Ok(())
+    }
+
+    /// Returns the collector of traces that the user's files name.
+    pub(crate) fn collector(&self) -> Option<String> {
+        self.user.otlp.endpoint.clone()
     }
 
     /// Prints notes about keys that this version does not know, but that look like others.
@@ -186,7 +245,9 @@ impl ConfigSources {
 
     /// Resolves the settings. The user must have consented to the project's requests.
     pub(crate) fn resolve(self, project: Option<&ProjectDir>) -> Outcome<Config> {
-        let (layers, source_times) = (self.layers(), self.source_times());
+        let (layers, source) = (self.layers(), self.source());
+        let mode_source = self.text("cache.mode", Project::Counts)?.map(|mode| mode.source).unwrap_or_default();
+        let cache_mode = Sourced::new(self.cache_mode(), mode_source);
         let is_cloud = self.backend()?.value == BackendName::Cloud;
         let cloud = is_cloud.then(|| CloudConfig::of(&self)).transpose()?;
         let format = self.format()?;
@@ -199,6 +260,7 @@ impl ConfigSources {
             return Err(Failure::input("--remote-cache needs an engine").hint("pass `--remote URL`"));
         }
         note_withheld(&layers);
+        let cache_trust = if named.is_some() { CacheTrust::of(&layers)? } else { CacheTrust::default() };
         let (endpoint, logs) = named.map_or((None, None), |NamedEngine { engine, logs }| (Some(engine), logs));
         Ok(Config {
             endpoint,
@@ -206,20 +268,41 @@ impl ConfigSources {
             platform: layers.platform(),
             jobs: layers.first(|table| table.jobs.as_ref()).copied(),
             cache: layers.first(|table| table.cache.as_ref()).copied(),
+            cache_trust,
             docker_host: docker_host.or(own.docker.host).or(user.docker.host),
             vm: VmTable::over(own.vm, user.vm, project.map(ProjectDir::path))?,
             projects: user.projects,
             share: own.cache.share,
-            source_times,
+            cache_mode,
+            source,
             cloud,
             format,
         })
     }
 
-    /// Returns which modification times of source files steps see.
-    pub(crate) fn source_times(&self) -> SourceTimes {
-        self.project.source.times.or(self.user.source.times).unwrap_or_default()
+    /// Returns which results are reused.
+    pub(crate) fn cache_mode(&self) -> CacheMode {
+        self.project.cache.mode.or(self.user.cache.mode).unwrap_or_default()
     }
+
+    /// Returns which files of the source steps see, and with which times.
+    pub(crate) fn source(&self) -> SourceOptions {
+        let (own, user) = (&self.project.source, &self.user.source);
+        let ignore = own.ignore.as_ref().or(user.ignore.as_ref());
+        SourceOptions::with_times(own.times.or(user.times).unwrap_or_default()).leaving_out(ignore.cloned())
+    }
+}
+
+/// Returns which results are reused, and the user's ids for projects, to look up what was rendered. Returns
+/// `None` if a file is invalid, which is reported by what reads the whole configuration.
+pub(crate) fn reuse(project: &ProjectDir) -> Option<(CacheMode, ProjectTables)> {
+    let (project, user) = (file::read_project(project).check().ok()?.file, file::read_user().check().ok()?.file);
+    Some((project.cache.mode.or(user.cache.mode).unwrap_or_default(), user.projects))
+}
+
+/// Returns the collector of traces that the user's files name, for commands that read no other configuration.
+pub(crate) fn collector() -> Outcome<Option<String>> {
+    Ok(file::read_user().check()?.file.otlp.endpoint)
 }
 
 /// Returns everything that a project's `hm.toml` requests, including what the user's settings override.

@@ -6,7 +6,7 @@ use hm_exec::{
     plan::{StepTable, engine_args_schema},
     runner::Limits,
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
@@ -47,6 +47,13 @@ impl JsonSchema for StepTableSchema {
             "additionalProperties": false,
         })
     }
+}
+
+/// Returns the schemas of the arguments of steps, by name.
+pub(crate) fn step_args_schema() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let schema = StepTableSchema::json_schema(&mut settings.into_generator());
+    schema.get("properties").cloned().unwrap_or_default()
 }
 
 /// Returns the first mistake in a file's `[step]` tables: a glob that is not valid, or an argument that no

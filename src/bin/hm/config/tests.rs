@@ -2,7 +2,7 @@
 
 use std::{fs, num::NonZeroUsize};
 
-use hm_exec::{project::ProjectDir, source::SourceTimes};
+use hm_exec::{cache::CacheMode, project::ProjectDir, source::SourceTimes};
 
 use super::{
     args::{ConfigArgs, Sharing},
@@ -99,7 +99,7 @@ fn the_times_of_source_files_need_no_consent_and_the_project_wins() {
         let mut sources = settings(&ConfigArgs::default(), project, user);
         assert_eq!(keys(&sources), [""; 0]);
         sources.remove_unpermitted();
-        sources.resolve(None).unwrap().source_times
+        sources.resolve(None).unwrap().source.times
     };
     let (normal, real) = ("[source]\ntimes = 'normal'\n", "[source]\ntimes = 'real'\n");
     assert_eq!(times("", ""), SourceTimes::Normal);
@@ -107,6 +107,40 @@ fn the_times_of_source_files_need_no_consent_and_the_project_wins() {
     assert_eq!((times(real, normal), times(normal, real)), (SourceTimes::Real, SourceTimes::Normal));
     let error = mistake("hm.toml", "[source]\ntimes = 'fake'\n");
     assert!(error.contains("normal") && error.contains("real"), "{error}");
+}
+
+#[test]
+fn files_that_the_source_leaves_out_need_no_consent_and_the_projects_list_replaces_the_users() {
+    let ignore = |project: &str, user: &str| {
+        let mut sources = settings(&ConfigArgs::default(), project, user);
+        assert_eq!(keys(&sources), [""; 0]);
+        sources.remove_unpermitted();
+        sources.resolve(None).unwrap().source.ignore.map(|hidden| hidden.patterns().join(" "))
+    };
+    let (md, docs, none) =
+        ("[source]\nignore = ['*.md', 'x']\n", "[source]\nignore = ['docs']\n", "[source]\nignore = []\n");
+    assert_eq!((ignore("", ""), ignore(none, md), ignore("", none)), (None, None, None));
+    assert_eq!((ignore(md, docs).as_deref(), ignore("", docs).as_deref()), (Some("*.md x"), Some("docs")));
+    let error = mistake("hm.toml", "[source]\nignore = ['../x']\n");
+    assert!(error.contains("line 2") && error.contains("wrong pattern `../x`"), "{error}");
+    let error = mistake("hm.toml", "[source]\nignore = 'x'\n");
+    assert!(error.contains("line 2"), "{error}");
+}
+
+#[test]
+fn the_mode_of_the_cache_needs_no_consent_and_the_project_wins() {
+    let mode = |project: &str, user: &str| {
+        let mut sources = settings(&ConfigArgs::default(), project, user);
+        assert_eq!(keys(&sources), [""; 0]);
+        sources.remove_unpermitted();
+        sources.resolve(None).unwrap().cache_mode.value
+    };
+    let (auto, off) = ("[cache]\nmode = 'auto'\n", "[cache]\nmode = 'off'\n");
+    assert_eq!(mode("", ""), CacheMode::Declared);
+    assert_eq!((mode(auto, ""), mode("", auto)), (CacheMode::Auto, CacheMode::Auto));
+    assert_eq!((mode(auto, off), mode(off, auto)), (CacheMode::Auto, CacheMode::Off));
+    let error = mistake("hm.toml", "[cache]\nmode = 'always'\n");
+    assert!(error.contains("declared") && error.contains("auto"), "{error}");
 }
 
 #[test]

@@ -336,7 +336,8 @@ proptest! {
         }
         let format = config.format.and_then(|format| clap::ValueEnum::to_possible_value(&format));
         prop_assert_eq!(shown_text("preferences.format"), format.map(|format| format.get_name().to_owned()));
-        prop_assert_eq!(shown_text("source.times"), Some(config.source_times.as_str().to_owned()));
+        prop_assert_eq!(shown_text("source.times"), Some(config.source.times.as_str().to_owned()));
+        prop_assert_eq!(shown_text("cache.mode"), Some(config.cache_mode.value.as_str().to_owned()));
         prop_assert_eq!(shown_text("docker.host"), config.docker_host);
         prop_assert_eq!(shown_text("remote.endpoint"), config.endpoint.as_ref().map(|engine| engine.url.clone()));
         prop_assert_eq!(shown_text("remote.jobs"), config.jobs.map(|jobs| jobs.to_string()));
@@ -379,15 +380,16 @@ fn the_guide_has_every_key_and_every_variable_and_no_other() {
 
 #[test]
 fn the_table_has_every_variable_that_the_source_names() {
-    /// Set by services for pipelines, by tests, for steps of workers, by scripts of shells, and a prefix of
-    /// names.
-    const OTHERS: [&str; 6] = [
+    /// Set by services for pipelines, by tests, for steps of workers, by scripts of shells, by `--watch` for
+    /// its runs, and a prefix of names.
+    const OTHERS: [&str; 7] = [
         "HM_COMPLETE",
         "HM_PIPELINE_ORG",
         "HM_PIPELINE_SLUG",
         "HM_REQUIRE_BACKENDS",
         "HM_SANDBOX_HELPER",
         "HM_RUN_ENV_",
+        "HM_WATCH_EDIT",
     ];
     let mut open = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/bin/hm")];
     let mut found = 0;
@@ -408,6 +410,28 @@ fn the_table_has_every_variable_that_the_source_names() {
         }
     }
     assert!(found > 40, "only {found} names were found");
+}
+
+#[test]
+fn only_the_user_names_a_collector() {
+    let text = "[otlp]\nendpoint = 'http://files:4318'\n";
+    let users = Places { user: [text.into(), String::new()], ..Places::default() };
+    assert_eq!(users.sources().collector().as_deref(), Some("http://files:4318"));
+    assert_eq!(users.config().endpoint, None);
+    let empty = Places { user: ["otlp.endpoint = ''\n".into(), String::new()], ..Places::default() };
+    assert_eq!(empty.sources().collector(), None);
+    let variables = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:s3cret@env:4318/v1?key=s3cret".to_owned())];
+    let shown = Places { variables, ..users }.shown();
+    let rows: Vec<_> = shown.rows.iter().filter(|row| row.key == "otlp.endpoint").collect();
+    assert_eq!(rows.iter().map(|row| &row.state).collect::<Vec<_>>(), [&RowState::Effective, &RowState::Overridden]);
+    assert_eq!(rows[0].value, Some("http://(set)@env:4318/v1?(set)".into()));
+
+    let project = of_project(text);
+    assert_eq!(project.sources().collector(), None);
+    let refused = project.sources().resolve(None).unwrap_err().to_string();
+    assert!(refused.contains("`[otlp]` is not allowed in a project's hm.toml"), "{refused}");
+    let reason = RowState::Ignored { reason: "only allowed in your own file".into() };
+    assert!(project.shown().rows.iter().any(|row| row.key == "otlp.endpoint" && row.state == reason));
 }
 
 #[test]

@@ -27,11 +27,14 @@ const fn secret(name: &'static str, key: Option<&'static str>) -> Variable {
 }
 
 pub(crate) const API_TOKEN: &str = "HM_API_TOKEN";
+/// Compares look-ups by what steps read with what the steps do.
+pub(crate) const CACHE_SHADOW: &str = "HM_CACHE_SHADOW";
 pub(crate) const CACHE_MAX_AGE: &str = "HM_CACHE_MAX_AGE";
 pub(crate) const CACHE_MAX_SIZE: &str = "HM_CACHE_MAX_SIZE";
 pub(crate) const CACHE_MIN_FREE: &str = "HM_CACHE_MIN_FREE";
 pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
 pub(crate) const REMOTE_CACHE: &str = "HM_REMOTE_CACHE";
+pub(crate) const REMOTE_CACHE_SCOPE: &str = "HM_REMOTE_CACHE_SCOPE";
 pub(crate) const REMOTE_JOBS: &str = "HM_REMOTE_JOBS";
 
 /// All variables. If several set the same key, the first one that is set takes precedence. Others that begin
@@ -55,10 +58,31 @@ pub(crate) const VARIABLES: &[Variable] = &[
     secret("HM_REMOTE_HEADER", Some("remote.headers")),
     of_key(REMOTE_JOBS, "remote.jobs"),
     of_key(REMOTE_CACHE, "remote.cache"),
+    of_key(REMOTE_CACHE_SCOPE, "remote.cache_scope"),
+    of_key("HM_REMOTE_CACHE_KEYS", "remote.cache_keys"),
+    of_key("HM_REMOTE_CACHE_SIGNING_KEY", "remote.cache_signing_key"),
     of_key("HM_REMOTE_CA", "remote.ca"),
     of_key("HM_REMOTE_CERT", "remote.cert"),
     of_key("HM_REMOTE_KEY", "remote.key"),
     of_key(DOCKER_HOST, "docker.host"),
+    of_key("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp.endpoint"),
+    of_key("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"),
+    secret("OTEL_EXPORTER_OTLP_TRACES_HEADERS", None),
+    secret("OTEL_EXPORTER_OTLP_HEADERS", None),
+    alone("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"),
+    alone("OTEL_EXPORTER_OTLP_TIMEOUT"),
+    alone("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"),
+    alone("OTEL_EXPORTER_OTLP_PROTOCOL"),
+    alone("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"),
+    alone("OTEL_EXPORTER_OTLP_COMPRESSION"),
+    alone("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"),
+    alone("OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    alone("OTEL_SERVICE_NAME"),
+    alone("OTEL_RESOURCE_ATTRIBUTES"),
+    alone("OTEL_SDK_DISABLED"),
+    alone("OTEL_TRACES_EXPORTER"),
+    alone("TRACEPARENT"),
+    alone("TRACESTATE"),
     alone("HM_CACHE_DIR"),
     alone("HM_CACHE_GC"),
     alone(CACHE_MAX_SIZE),
@@ -76,6 +100,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     alone("HM_MAX_IMAGE_BYTES"),
     alone("DOCKER_CONFIG"),
     alone("HM_TRUST"),
+    alone(CACHE_SHADOW),
     alone("HM_STEP"),
     alone("HM_LOG"),
     alone("NO_COLOR"),

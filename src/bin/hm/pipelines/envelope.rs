@@ -1,7 +1,9 @@
 //! What the scripts that render pipelines answer, in any language.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{Definition, Discovery, Origin, environment};
 use crate::{
@@ -77,6 +79,37 @@ impl Answer {
         })
     }
 
+    /// Returns whether the output of a script has pipelines.
+    pub(super) fn has_pipelines(output: &[u8]) -> bool {
+        serde_json::from_slice::<Self>(output)
+            .is_ok_and(|answer| answer.envelope.is_some() && answer.error.is_none() && answer.too_old.is_none())
+    }
+
+    /// Returns whether the output of a script that was started at `started` has the keys that it would have
+    /// now: those of `ttl` policies are other ones after each duration.
+    pub(super) fn is_current(output: &[u8], started: SystemTime) -> bool {
+        let answer = serde_json::from_slice::<Self>(output).ok().and_then(|answer| answer.envelope);
+        let Some(Ok(envelope)) = answer.map(|envelope| serde_json::from_str::<Value>(&envelope)) else { return false };
+        let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (then, now) = (seconds(started), seconds(SystemTime::now()));
+        let mut left = vec![&envelope];
+        while let Some(value) = left.pop() {
+            match value {
+                Value::Array(values) => left.extend(values),
+                Value::Object(fields) => {
+                    let is_ttl = fields.get("policy").is_some_and(|policy| policy == "ttl");
+                    let duration = fields.get("duration_seconds").and_then(Value::as_u64).unwrap_or(0);
+                    if is_ttl && then.checked_div(duration) != now.checked_div(duration) {
+                        return false;
+                    }
+                    left.extend(fields.values());
+                }
+                _ => {}
+            }
+        }
+        true
+    }
+
     /// Returns the pipelines. Returns `None` if the language lacks its package.
     pub(super) fn definitions(self, files: &str, origin: &Origin) -> Outcome<Option<Vec<Definition>>> {
         let withheld = environment::withheld(&self.missed);
@@ -127,7 +160,7 @@ impl ScriptError {
         let separator = if message.is_empty() { "" } else { ": " };
         let failure = Failure::input(format_args!("{file}{line}: {kind}{separator}{message}"));
         let failure = failure.details(self.source.iter().filter(|source| !source.is_empty()));
-        let correct = "fix the file, then check the result with `hm render`";
+        let correct = "fix the file, then check the result with `hm plan`";
         if SIGNS.iter().any(|sign| kind.contains(sign) || message.contains(sign)) {
             failure.hint(format_args!("{correct}\n{SANDBOXED}"))
         } else {
@@ -139,3 +172,36 @@ impl ScriptError {
 /// What a pipeline file cannot do, for errors that it may be the cause of.
 pub(super) const SANDBOXED: &str = "it runs in a sandbox with only the project and its language: without a network or a home directory, with only /tmp \
      writable, and with few variables (HM_RENDER_ENV adds more)";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_rendering_is_current_until_the_key_of_a_ttl_changes() {
+        let output = |seconds: u64| {
+            let ttl = format!("{{\"policy\": \"ttl\", \"duration_seconds\": {seconds}}}");
+            let envelope = format!("{{\"a\": [{{\"policy\": \"compose\", \"sub_policies\": [{ttl}]}}]}}");
+            serde_json::to_vec(&serde_json::json!({ "envelope": envelope })).unwrap()
+        };
+        let now = SystemTime::now();
+        let ago = |seconds| now - Duration::from_secs(seconds);
+        assert!(Answer::is_current(&output(u64::MAX), ago(1000)));
+        assert!(!Answer::is_current(&output(500), ago(1000)));
+        assert!(Answer::is_current(&serde_json::to_vec(&serde_json::json!({ "envelope": "{}" })).unwrap(), ago(1000)));
+        for damaged in ["", "{}", "{\"envelope\": \"[\"}"] {
+            assert!(!Answer::is_current(damaged.as_bytes(), now), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn only_pipelines_are_kept() {
+        assert!(Answer::has_pipelines(b"{\"envelope\": \"{}\", \"missed\": [\"CI\"]}"));
+        let error = r#"{"envelope": "{}", "error": {"kind": "a", "message": "b"}}"#;
+        for output in ["", "{}", error, r#"{"missing": "harmont"}"#, r#"{"envelope": "{}", "too_old": "18"}"#] {
+            assert!(!Answer::has_pipelines(output.as_bytes()), "{output}");
+        }
+    }
+}

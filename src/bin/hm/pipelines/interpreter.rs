@@ -18,7 +18,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::environment::absolute;
+use hm_exec::runner::sandbox::ConfinedCommand;
+
+use super::{
+    environment::absolute,
+    kept::{Kept, Owner},
+    rendering::limits,
+};
 use crate::failure::{Failure, Outcome};
 
 /// The longest `pyvenv.cfg` that is read, in bytes.
@@ -30,6 +36,13 @@ const PREFIXES: usize = 4;
 
 /// The parts of a prefix that belong to the interpreter, if the prefix contains more than an interpreter.
 const OF_A_PREFIX: [&str; 4] = ["bin", "lib", "lib64", "pyvenv.cfg"];
+
+/// The arguments that make an interpreter report about itself.
+const ASKING: [&str; 5] = ["-I", "-S", "-B", "-c", include_str!("interpreter_paths.py")];
+
+/// The variables that Python and version managers decide by, besides `PATH`.
+const VARIABLES: [&str; 6] = ["HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "VIRTUAL_ENV"];
+const PREFIXES_OF_VARIABLES: [&str; 5] = ["ASDF_", "MISE_", "PYENV_", "PYTHON", "XDG_"];
 
 /// Directories that contain more than an interpreter, though one may be installed in them.
 const BROAD: [&str; 8] = ["/", "/home", "/opt", "/root", "/srv", "/usr", "/usr/local", "/var"];
@@ -108,13 +121,27 @@ impl Answer {
             places: fields.filter(is_absolute).collect(),
         })
     }
+
+    fn interpreter(self) -> Interpreter {
+        let mut places: Vec<PathBuf> = self.prefixes.iter().flat_map(|prefix| of_prefix(prefix)).collect();
+        for place in self.places {
+            if is_broad(&place) {
+                tracing::warn!(place = %place.display(), "hiding a directory from pipelines: it contains more than packages");
+            } else {
+                places.push(place);
+            }
+        }
+        let program = self.executable;
+        places.push(program.clone());
+        Interpreter { program, places, user_base: self.user_base }
+    }
 }
 
 impl Interpreter {
     /// Finds out what `program` needs.
-    pub(crate) fn of(program: Program, checkout: &Path) -> Outcome<Self> {
+    pub(crate) fn of(program: Program, checkout: &Path, kept: Option<&Kept>) -> Outcome<Self> {
         match program {
-            Program::OfTheUser(program) => permission(&program, checkout),
+            Program::OfTheUser(program) => permission(&program, checkout, kept),
             Program::OfTheCheckout(program) => {
                 let places = bases(&program).iter().flat_map(|base| of_named_prefix(base)).collect();
                 Ok(Self { program, places, user_base: None })
@@ -143,14 +170,49 @@ impl Interpreter {
 }
 
 /// Runs the user's own interpreter to find out where it finds its packages.
-fn permission(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
-    let shown = program.display();
+fn permission(program: &Path, checkout: &Path, kept: Option<&Kept>) -> Outcome<Interpreter> {
     let path: Vec<PathBuf> = absolute(&env::var_os("PATH").unwrap_or_default())
         .filter(|dir| !dir.canonicalize().is_ok_and(|dir| dir.starts_with(checkout)))
         .collect();
     let path = env::join_paths(path).unwrap_or_default();
+    let kept = kept.map(|kept| (kept, confined(program, &path)));
+    let found = kept.as_ref().and_then(|(kept, command)| kept.find(Owner::User, command));
+    if let Some(answer) = found.and_then(|found| Answer::parse(&found.stdout)) {
+        return Ok(answer.interpreter());
+    }
+    let answer = ask(program, &path)?;
+    if let Some((kept, command)) = kept {
+        // Once more, only to see what the answer depends on.
+        let is_answer = |stdout: &[u8]| Answer::parse(stdout).as_ref() == Some(&answer);
+        if let Err(error) = kept.run(Owner::User, &command, &is_answer, &mut |_| ()) {
+            tracing::info!(error = &error as &dyn std::error::Error, "the answer of an interpreter is not kept");
+        }
+    }
+    Ok(answer.interpreter())
+}
+
+/// Returns the command that asks an interpreter in a sandbox where it can read everything and change nothing,
+/// with few variables.
+fn confined(program: &Path, path: &OsStr) -> ConfinedCommand {
+    let is_used = |name: &OsStr| {
+        let name = name.as_bytes();
+        VARIABLES.iter().any(|used| name == used.as_bytes())
+            || PREFIXES_OF_VARIABLES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+    };
+    let mut env: Vec<(OsString, OsString)> = env::vars_os().filter(|(name, _)| is_used(name)).collect();
+    env.push(("PATH".into(), path.to_owned()));
+    env.sort();
+    let mut argv = vec![program.as_os_str().to_owned()];
+    argv.extend(ASKING.map(OsString::from));
+    let top = fs::read_dir("/").into_iter().flatten().flatten().map(|entry| entry.path());
+    let show = top.filter(|path| !["/dev", "/proc", "/sys"].map(Path::new).contains(&&**path)).collect();
+    ConfinedCommand { argv, env, dir: "/usr/bin".into(), show, hide: Vec::new(), limits: limits(), helper: None }
+}
+
+fn ask(program: &Path, path: &OsStr) -> Outcome<Answer> {
+    let shown = program.display();
     let output = Command::new(program)
-        .args(["-I", "-S", "-B", "-c", include_str!("interpreter_paths.py")])
+        .args(ASKING)
         .env("PATH", path)
         .env_remove("PWD")
         .env_remove("OLDPWD")
@@ -158,26 +220,15 @@ fn permission(program: &Path, checkout: &Path) -> Outcome<Interpreter> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| Failure::input(format_args!("failed to start `{shown}`")).because(error))?;
-    let answer = match Answer::parse(&output.stdout) {
-        Some(answer) if output.status.success() => answer,
+    match Answer::parse(&output.stdout) {
+        Some(answer) if output.status.success() => Ok(answer),
         _ => {
             let words = String::from_utf8_lossy(&output.stderr);
-            return Err(Failure::input(format_args!("failed to find the packages of `{shown}` ({})", output.status))
+            Err(Failure::input(format_args!("failed to find the packages of `{shown}` ({})", output.status))
                 .details(words.lines().rev().find(|line| !line.trim().is_empty()))
-                .hint("set HM_PYTHON to a Python 3 that works"));
-        }
-    };
-    let mut places: Vec<PathBuf> = answer.prefixes.iter().flat_map(|prefix| of_prefix(prefix)).collect();
-    for place in answer.places {
-        if is_broad(&place) {
-            tracing::warn!(place = %place.display(), "hiding a directory from pipelines: it contains more than packages");
-        } else {
-            places.push(place);
+                .hint("set HM_PYTHON to a Python 3 that works"))
         }
     }
-    let program = answer.executable;
-    places.push(program.clone());
-    Ok(Interpreter { program, places, user_base: answer.user_base })
 }
 
 /// Returns the directories to show of a prefix.
@@ -310,7 +361,7 @@ mod tests {
         fs::create_dir_all(checkout.join(".venv/bin")).unwrap();
         let program = checkout.join(".venv/bin/python3");
         let places = || {
-            let found = Interpreter::of(Program::OfTheCheckout(program.clone()), &checkout).unwrap();
+            let found = Interpreter::of(Program::OfTheCheckout(program.clone()), &checkout, None).unwrap();
             found.places.into_iter().filter(|place| !place.starts_with(&checkout)).collect::<Vec<_>>()
         };
         symlink(other.join("bin/tool"), &program).unwrap();

@@ -9,6 +9,7 @@ mod envelope;
 mod environment;
 pub(crate) mod harmont_wheel;
 pub(crate) mod interpreter;
+mod kept;
 mod python;
 pub(crate) mod rendering;
 mod typescript;
@@ -19,11 +20,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use self::kept::Kept;
+pub(crate) use self::kept::RenderCache;
 use hm_exec::{
     BackendError, Plan,
-    ir::InvalidPipeline,
+    ir::{CommandStep, InvalidPipeline},
     plan::BindOptions,
     project::{PIPELINE_BYTES, ProjectDir, ProjectFileErrorKind, checkout, has_only_outputs, is_own},
+    quote::operands,
 };
 
 use crate::{
@@ -127,6 +131,8 @@ pub(crate) struct Source {
     pub(crate) checkout: PathBuf,
     /// Whether nothing may be downloaded to render pipelines.
     pub(crate) offline: bool,
+    /// Which earlier renderings are used.
+    pub(crate) cache: RenderCache,
 }
 
 impl Source {
@@ -148,7 +154,7 @@ impl Source {
             (None, Some(found)) => found.to_owned(),
             _ => start,
         };
-        Ok(Self { dir, hm_dir, checkout, offline: false })
+        Ok(Self { dir, hm_dir, checkout, offline: false, cache: RenderCache::default() })
     }
 
     /// Returns the source that the arguments name. If they name a file, no `.hm` above the directory is
@@ -162,6 +168,7 @@ impl Source {
                     dir,
                     hm_dir: None,
                     offline: args.offline,
+                    cache: RenderCache::default(),
                 })
             }
             None => Ok(Self { offline: args.offline, ..Self::locate(args.dir.as_deref())? }),
@@ -196,11 +203,19 @@ impl Source {
         let project = self.project()?;
         let mut found = self.ir_files()?;
         let dir = hm_dir.parent().unwrap_or(hm_dir);
-        let scripted = python::Project { dir, source: &self.dir, checkout: &self.checkout, offline: self.offline };
         let (py, ts) = (scripts(&project, &["py"])?, scripts(&project, &["ts", "mts"])?);
-        if !py.is_empty() || !ts.is_empty() {
+        let has_scripts = !py.is_empty() || !ts.is_empty();
+        if has_scripts {
             meanwhile();
         }
+        let kept = has_scripts.then(|| Kept::open(self.cache, &project)).flatten();
+        let scripted = python::Project {
+            dir,
+            source: &self.dir,
+            checkout: &self.checkout,
+            offline: self.offline,
+            kept: kept.as_ref(),
+        };
         if !py.is_empty() {
             found.extend(python::render(&py, &scripted)?);
         }
@@ -248,10 +263,15 @@ impl Source {
                 })),
             (None, Some(name)) => {
                 let failure = Failure::input(format_args!("no pipeline named `{name}` in {}", hm_dir.display()));
+                let of_step = known.iter().find(|definition| definition.has_step(name));
                 let known = names.join(", ");
-                Err(match nearest(name, &names) {
-                    Some(near) => failure.hint(format_args!("did you mean `{near}`? (pipelines: {known})")),
-                    None => failure.hint(format_args!("pipelines: {known}")),
+                Err(match (of_step, nearest(name, &names)) {
+                    (Some(Definition { name: pipeline, .. }), _) => failure.hint(format_args!(
+                        "it is a step of pipeline `{pipeline}`: name both, as in `hm run {}`",
+                        operands([&**pipeline, name])
+                    )),
+                    (None, Some(near)) => failure.hint(format_args!("did you mean `{near}`? (pipelines: {known})")),
+                    (None, None) => failure.hint(format_args!("pipelines: {known}")),
                 })
             }
             (None, None) => Err(Failure::input("several pipelines, and none is named `ci` or `default`")
@@ -262,10 +282,19 @@ impl Source {
 
     fn hm_dir(&self) -> Outcome<&Path> {
         self.hm_dir.as_deref().ok_or_else(|| {
-            Failure::input(format_args!("no directory .hm in {} or above it", self.dir.display())).hint(
-                "run `hm init` to create a pipeline, set the source directory with `-d DIR`, or pass an IR file \
+            let dir = self.dir.display();
+            // One outside of the repository is rarely intended, and may belong to another user.
+            match self.dir.ancestors().skip(1).find(|above| above.join(".hm").is_dir()) {
+                Some(above) => Failure::input(format_args!(
+                    "no directory .hm in {dir}; that of {} is not in a git repository with it",
+                    above.display()
+                ))
+                .hint(format_args!("to use that one, pass `-d {}`, or run `git init` there", above.display())),
+                None => Failure::input(format_args!("no directory .hm in {dir} or above it")).hint(
+                    "run `hm init` to create a pipeline, set the source directory with `-d DIR`, or pass an IR file \
                      with `-f IR.json`",
-            )
+                ),
+            }
         })
     }
 }
@@ -282,6 +311,12 @@ impl Discovery {
 }
 
 impl Definition {
+    /// Returns whether a step has this key or label. An invalid pipeline has none.
+    fn has_step(&self, name: &str) -> bool {
+        let is_named = |step: &CommandStep| *step.key == *name || step.label.as_deref() == Some(name);
+        parse(self).is_ok_and(|plan| plan.pipeline().nodes.iter().any(|node| is_named(&node.step)))
+    }
+
     /// Returns the failure for a backend's refusal to run it.
     pub(crate) fn refused(&self, error: BackendError) -> Failure {
         match error {
@@ -304,13 +339,22 @@ pub(crate) fn parse(definition: &Definition) -> Outcome<Plan> {
 
 /// Finds the pipeline that the arguments name, and its source directory.
 pub(crate) fn find(args: &SourceArgs) -> Outcome<Found> {
-    find_while(args, |_, _| ())
+    find_with(args, RenderCache::default())
+}
+
+/// Does what [`find`] does, with a choice of earlier renderings.
+pub(crate) fn find_with(args: &SourceArgs, cache: RenderCache) -> Outcome<Found> {
+    find_while(args, cache, |_, _| ())
 }
 
 /// Finds the pipeline that the arguments name. Calls `meanwhile` with the source directory and the project
 /// before another program renders pipelines, which takes some time and cannot write to either.
-pub(crate) fn find_while(args: &SourceArgs, meanwhile: impl FnOnce(&Path, &ProjectDir)) -> Outcome<Found> {
-    let source = Source::of(args)?;
+pub(crate) fn find_while(
+    args: &SourceArgs,
+    cache: RenderCache,
+    meanwhile: impl FnOnce(&Path, &ProjectDir),
+) -> Outcome<Found> {
+    let source = Source { cache, ..Source::of(args)? };
     let project = source.project()?;
     // Without a sandbox, which takes this consent, pipelines may write source files while they are rendered.
     let is_confined = !trust::variable_trusts().unwrap_or(true);

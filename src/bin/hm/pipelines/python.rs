@@ -15,6 +15,7 @@ use super::{
     envelope::Answer,
     environment, harmont_wheel,
     interpreter::{self, Interpreter, Program},
+    kept::Kept,
     rendering::Rendering,
 };
 use crate::failure::{Failure, Outcome};
@@ -30,6 +31,8 @@ pub(super) struct Project<'a> {
     pub(super) checkout: &'a Path,
     /// Whether nothing may be downloaded.
     pub(super) offline: bool,
+    /// Earlier renderings, if they are used.
+    pub(super) kept: Option<&'a Kept>,
 }
 
 /// Runs `files` and collects the pipelines that they register.
@@ -42,7 +45,7 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
     let program =
         interpreter::find(&name, Some(project.checkout)).map_err(|error| cannot_start(&shown, files, error))?;
     let is_of_the_checkout = matches!(program, Program::OfTheCheckout(_));
-    let python = Interpreter::of(program, project.checkout)?;
+    let python = Interpreter::of(program, project.checkout, project.kept)?;
     let listed = list(files);
     let run = |wheel: Option<PathBuf>| {
         let output = rendering(python.clone(), files, project, (is_of_the_checkout, wheel)).run()?;
@@ -108,6 +111,7 @@ fn rendering<'a>(
         dir: project.source,
         places,
         is_of_the_checkout,
+        kept: project.kept,
     }
 }
 

@@ -68,7 +68,12 @@ pub(super) fn render(files: &[PathBuf], project: &Project<'_>) -> Outcome<Vec<De
                 continue;
             }
         };
-        let output = rendering(program, files, project, package.clone()).run()?;
+        let mut rendering = rendering(program, files, project, package.clone());
+        if own.is_some() {
+            // Its directory is another one each time, so nothing would be found.
+            rendering.kept = None;
+        }
+        let output = rendering.run()?;
         let answer = Answer::parse(&output, &shown)?;
         if let Some(version) = &answer.too_old {
             let what = format_args!("`{shown}` is {version}, which is too old for {listed}");
@@ -138,6 +143,7 @@ fn rendering<'a>(
         dir: project.source,
         places,
         is_of_the_checkout,
+        kept: project.kept,
     }
 }
 

@@ -1,4 +1,5 @@
-//! `--format human`: plain lines, each prefixed with its step's key, for logs and pipes.
+//! `--format human`: plain lines, each prefixed with its step's key, for logs and pipes. With `--format
+//! quiet`, only its last lines, of a build that has not passed.
 
 use std::io::{self, Write};
 
@@ -19,12 +20,19 @@ pub(super) struct Human<W> {
     steps: Steps,
     line: String,
     has_ended: bool,
+    /// Whether to print the last screen alone, and that only if the build has not passed.
+    is_quiet: bool,
 }
 
 impl<W: Write> Human<W> {
     pub(super) fn new(sink: W, canvas: Canvas, plan: PlanView) -> Self {
         let (out, steps) = (BufferedWriter::new(sink), Steps::new(plan));
-        Self { out, canvas, steps, line: String::new(), has_ended: false }
+        Self { out, canvas, steps, line: String::new(), has_ended: false, is_quiet: false }
+    }
+
+    /// Prints nothing but how a build ended that did not pass.
+    pub(super) fn quiet(self) -> Self {
+        Self { is_quiet: true, ..self }
     }
 
     fn style(&self) -> Style {
@@ -34,12 +42,16 @@ impl<W: Write> Human<W> {
     /// Prints the last screen.
     fn end(&mut self, status: Option<BuildStatus>, duration_ms: u64) {
         self.has_ended = true;
+        if self.is_quiet && status == Some(BuildStatus::Passed) {
+            return;
+        }
         for line in last_screen::lines(&self.steps, status, duration_ms, self.canvas) {
             self.say(&line);
         }
     }
 
     fn say(&mut self, text: &str) {
+        let text = text::symbols(text);
         self.out.push(|buffer| {
             buffer.extend_from_slice(text.as_bytes());
             buffer.push(b'\n');
@@ -51,6 +63,9 @@ impl<W: Write> Reporter for Human<W> {
     fn event(&mut self, event: &BuildEvent) {
         let style = self.style();
         self.steps.learn(event, style);
+        if self.is_quiet && !matches!(event, BuildEvent::BuildEnd { .. }) {
+            return;
+        }
         match event {
             BuildEvent::StepLog { step_id, line, .. } => {
                 self.line.clear();
@@ -67,21 +82,21 @@ impl<W: Write> Reporter for Human<W> {
                 let attempt = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
                 self.say(&format!("=> {title} started ({runner}{image}{attempt})"));
             }
-            BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
-                let (key, message) = (style.name(&text::clean(key)), text::clean(message));
-                self.say(&format!("=> {key} {} {message}", style.odd("cache miss:")));
+            BuildEvent::StepCacheMiss { step_id, message: Some(message), .. } => {
+                let (title, message) = (self.steps.title(*step_id), text::clean(message));
+                self.say(&format!("=> {title} {} {message}", style.odd("cache miss:")));
             }
             BuildEvent::StepRetry { step_id, attempt, backoff_ms, message, .. } => {
-                let key = self.steps.name(*step_id);
+                let title = self.steps.title(*step_id);
                 let mut message = text::clean(message);
                 if *backoff_ms > 0 {
                     let wait = text::duration(std::time::Duration::from_millis(*backoff_ms));
                     message.push_str(&format!("; retrying in {wait}"));
                 }
-                self.say(&format!("=> {key} {} {message}", style.odd(&format!("attempt {attempt} failed:"))));
+                self.say(&format!("=> {title} {} {message}", style.odd(&format!("attempt {attempt} failed:"))));
             }
             BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
-                let key = self.steps.name(*step_id);
+                let title = self.steps.title(*step_id);
                 let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
                 let ending = match status {
                     StepStatus::Flaky => style.odd(&ending),
@@ -89,7 +104,7 @@ impl<W: Write> Reporter for Human<W> {
                     status if is_failure(*status) => style.bad(&ending),
                     _ => style.odd(&ending),
                 };
-                self.say(&format!("=> {key} {ending}"));
+                self.say(&format!("=> {title} {ending}"));
             }
             BuildEvent::BuildEnd { status, duration_ms, .. } => {
                 self.end(Some(*status), *duration_ms);
@@ -100,6 +115,9 @@ impl<W: Write> Reporter for Human<W> {
 
     fn lines(&mut self, lines: &LogLines<'_>) {
         self.steps.learn_lines(lines);
+        if self.is_quiet {
+            return;
+        }
         let prefix = format!("{} | ", self.steps.name(lines.step_id));
         let is_plain = text::is_plain(&lines.text);
         for line in lines.lines() {

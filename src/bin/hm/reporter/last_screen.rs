@@ -1,6 +1,6 @@
 //! The last lines of a build: what failed and why, or what the build took.
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use hm_exec::{
     BuildStatus, StepStatus,
@@ -14,6 +14,10 @@ use super::{
     tail::{Line, MAX_LINES},
     text,
 };
+use crate::typed_names;
+
+/// The maximum number of lines of the command of the only failure.
+const COMMAND_LINES: usize = 4;
 
 /// The maximum number of characters of a line of output. A longer line fills the screen of a failure.
 const LINE_CHARS: usize = 400;
@@ -49,8 +53,16 @@ pub(super) fn lines(steps: &Steps, status: Option<BuildStatus>, duration_ms: u64
         lines.extend(self::failure(steps, failure, steps.failures.len(), canvas));
     }
     if !steps.more_failures.is_empty() {
-        let more = format!("── FAILED  {}", names(&steps.more_failures));
+        let more = format!("── FAILED  {}", more_failures(steps));
         lines.push(style.bad(&more));
+    }
+    // Nothing of the pipeline failed, so what was running is all that there is to see.
+    let could_not_go_on = status == Some(BuildStatus::Infrastructure) && steps.failures.is_empty();
+    if could_not_go_on {
+        for stopped in &steps.stopped {
+            // Two lines are left for the error of `hm` below, and its hint.
+            lines.extend(self::failure(steps, stopped, steps.stopped.len().max(2), canvas));
+        }
     }
     lines.extend(reports(steps).map(|line| format!("  {line}")));
     let took = text::duration(Duration::from_millis(duration_ms));
@@ -75,6 +87,22 @@ pub(super) fn lines(steps: &Steps, status: Option<BuildStatus>, duration_ms: u64
     lines
 }
 
+/// Returns the failures without a block of their own, and how they ended.
+fn more_failures(steps: &Steps) -> String {
+    let shown = steps.more_failures.iter().take(NAMED).map(|(key, status, exit_code)| {
+        let key = text::clean(key);
+        match status {
+            StepStatus::TimedOut => format!("{key} (timed out)"),
+            StepStatus::OutOfMemory => format!("{key} (out of memory)"),
+            StepStatus::Infrastructure => format!("{key} (could not run)"),
+            _ => format!("{key} (exit {exit_code})"),
+        }
+    });
+    let more = steps.more_failures.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("{more} more"));
+    shown.chain(more).collect::<Vec<_>>().join(", ")
+}
+
 /// Returns the lines about tests and outputs, if they are not too many.
 pub(super) fn reports(steps: &Steps) -> impl Iterator<Item = String> {
     let more = steps.reports.len().saturating_sub(MAX_REPORTS);
@@ -84,31 +112,40 @@ pub(super) fn reports(steps: &Steps) -> impl Iterator<Item = String> {
 
 /// Returns the block of a failed step, one of `failures`: what it was, its command, and its last lines.
 pub(super) fn failure(steps: &Steps, failure: &FailedStep, failures: usize, canvas: Canvas) -> Vec<String> {
-    let limit = match failures {
-        0 | 1 => MAX_LINES,
-        2 | 3 => 6,
-        _ => 3,
+    let (mut limit, command_lines) = match failures {
+        0 | 1 => (MAX_LINES, COMMAND_LINES),
+        2 | 3 => (6, 1),
+        _ => (3, 1),
     };
     let style = canvas.style;
     let mut lines = vec![heading(failure, canvas)];
     if let Some(command) = steps.plan.command(failure.index, &failure.key) {
-        lines.push(format!("  {}", style.dim(&format!("$ {}", one_line(&command)))));
+        let shown = self::command(&command, command_lines);
+        // Together they have the rows of one line of command and the most output.
+        limit = limit.saturating_sub(shown.len().saturating_sub(1));
+        let prompts = iter::once("$").chain(iter::repeat(">"));
+        lines.extend(prompts.zip(shown).map(|(prompt, line)| format!("  {}", style.dim(&format!("{prompt} {line}")))));
     }
     let message = failure.message.iter().flat_map(|message| message.lines()).filter(|line| !line.trim().is_empty());
-    lines.extend(message.map(|line| format!("  {}", text::cut(&text::clean(line), LINE_CHARS))));
-    let excerpt = failure.tail.excerpt(limit);
+    // What to do next is at the end of a message.
+    lines.extend(message.map(|line| format!("  {}", text::cut_inside(&text::clean(line), LINE_CHARS))));
+    let mut excerpt = failure.tail.excerpt(limit);
+    if excerpt.earlier == 1 {
+        // A line that says so would take as much room.
+        excerpt = failure.tail.excerpt(limit + 1);
+    }
     if excerpt.earlier > 0 {
         let count = usize::try_from(excerpt.earlier).unwrap_or(usize::MAX);
         let mut more = format!("… {}", text::count(count, "earlier line"));
-        if let Some(names) = steps.plan.names {
-            more.push_str(&format!(": hm logs {}", names.step(steps.run, &failure.key)));
+        if steps.plan.is_known {
+            more.push_str(&format!(": hm logs {}", typed_names::step(steps.run, &failure.key)));
         }
         lines.push(format!("  {}", style.dim(&more)));
     }
     for line in &excerpt.lines {
         lines.push(match line {
             None => format!("    {}", style.dim("…")),
-            Some(line) => format!("    {}", output(line, style)),
+            Some(line) => format!("    {}", output(line, failure.message.as_deref(), style)),
         });
     }
     if excerpt.lines.is_empty() && failure.status != StepStatus::Infrastructure {
@@ -117,17 +154,21 @@ pub(super) fn failure(steps: &Steps, failure: &FailedStep, failures: usize, canv
     lines
 }
 
-/// Returns the first line of a failed step's block: a rule with what it was and how it ended.
+/// Returns the first line of a failed step's block: a rule with what it was and how it ended. If a terminal
+/// is too narrow for everything, the last facts are left out.
 fn heading(failure: &FailedStep, Canvas { style, columns }: Canvas) -> String {
     let what = match failure.status {
         StepStatus::TimedOut => "TIMED OUT",
         StepStatus::OutOfMemory => "OUT OF MEMORY",
         StepStatus::Infrastructure => "COULD NOT RUN",
+        StepStatus::Canceled => "STOPPED",
         _ => "FAILED",
     };
     let mut facts = Vec::new();
     if failure.status != StepStatus::Infrastructure {
-        let signal = signal(failure.exit_code).map(|signal| format!(" (signal {signal})")).unwrap_or_default();
+        // The exit code of a step that was stopped only stands for that.
+        let signal = signal(failure.exit_code).filter(|_| failure.status != StepStatus::Canceled);
+        let signal = signal.map(|signal| format!(" (signal {signal})")).unwrap_or_default();
         facts.push(format!("exit {}{signal}", failure.exit_code));
     }
     facts.push(text::duration(Duration::from_millis(failure.duration_ms)));
@@ -135,33 +176,71 @@ fn heading(failure: &FailedStep, Canvas { style, columns }: Canvas) -> String {
         facts.push(format!("attempt {}", failure.attempt));
     }
     let base = failure.base.as_ref().map(|base| format!("from {}", text::clean(base)));
-    let place: Vec<String> = failure.runner.iter().map(|runner| text::clean(runner)).chain(base).collect();
-    if !place.is_empty() {
-        facts.push(place.join(", "));
+    let mut place: Vec<String> = failure.runner.iter().map(|runner| text::clean(runner)).chain(base).collect();
+    let start = format!("── {what}");
+    let mut title = failure.title.to_string();
+    let mut rest = rest_of_heading(&facts, &place);
+    if let Some(columns) = columns {
+        let room = columns.saturating_sub(text::columns(&start) + 2);
+        while text::columns(&title) + text::columns(rest.trim_end()) > room {
+            if place.pop().is_none() && (facts.len() == 1 || facts.pop().is_none()) {
+                // Without colours, between which it could not be cut.
+                let room = room.saturating_sub(text::columns(rest.trim_end()));
+                title = text::fit(&text::clean(&title), room).into_owned();
+                break;
+            }
+            rest = rest_of_heading(&facts, &place);
+        }
     }
-    let rest = format!(" · {} ", facts.join(" · "));
     let (default, max) = RULE;
-    let columns = columns.unwrap_or(default).min(max);
-    let used = "── ".chars().count() + what.len() + 2 + text::columns(&failure.title) + text::columns(&rest);
-    let rule = "─".repeat(columns.saturating_sub(used));
-    format!("{}  {}{rest}{rule}", style.bad(&format!("── {what}")), failure.title).trim_end().to_owned()
+    let used = text::columns(&start) + 2 + text::columns(&title) + text::columns(&rest);
+    let rule = "─".repeat(columns.unwrap_or(default).min(max).saturating_sub(used));
+    format!("{}  {title}{rest}{rule}", style.bad(&start)).trim_end().to_owned()
 }
 
-fn output(line: &Line, style: Style) -> String {
+/// Returns the part of a heading between the step's name and the rule.
+fn rest_of_heading(facts: &[String], place: &[String]) -> String {
+    let place = (!place.is_empty()).then(|| place.join(", "));
+    let all: Vec<String> = facts.iter().cloned().chain(place).collect();
+    format!(" · {} ", all.join(" · "))
+}
+
+fn output(line: &Line, message: Option<&str>, style: Style) -> String {
     let mut shown = if line.is_error { style.bad("stderr │ ") } else { String::new() };
-    text::push_clean(&mut shown, text::cut(&line.text, LINE_CHARS).as_ref(), style.colors);
+    text::push_clean(&mut shown, text::cut(beyond(message, &line.text), LINE_CHARS).as_ref(), style.colors);
     shown
 }
 
-/// Returns the first line of a command that says something, and how many follow.
-fn one_line(command: &str) -> String {
-    let mut lines = command.lines().map(str::trim).filter(|line| !line.is_empty());
-    let first = text::clean(lines.next().unwrap_or_default());
-    let first = text::cut(&first, LINE_CHARS);
-    match lines.count() {
-        0 => first.into_owned(),
-        more => format!("{first} … and {}", text::count(more, "more line")),
+/// Returns the part of a line that the failure's message, which stands above it, does not say. The report
+/// about a service in the step's output begins with the same words.
+fn beyond<'a>(message: Option<&str>, line: &'a str) -> &'a str {
+    let report = line.strip_prefix("error: ").and_then(|report| report.split_once("; "));
+    match report {
+        Some((what, rest)) if !what.is_empty() && message.is_some_and(|message| message.contains(what)) => match rest {
+            "its last lines:" => "last lines of the service:",
+            rest => rest,
+        },
+        _ => line,
     }
+}
+
+/// Returns at most `limit` lines of a command that say something, and how many others there are.
+fn command(command: &str, limit: usize) -> Vec<String> {
+    let lines: Vec<&str> = command.lines().map(str::trim_end).filter(|line| !line.trim().is_empty()).collect();
+    // Scripts begin with options of the shell and with comments.
+    let says_nothing = |line: &&&str| ["set -", "#"].iter().any(|start| line.trim_start().starts_with(start));
+    let skipped = lines.iter().take_while(says_nothing).count();
+    let skipped = if skipped == lines.len() { 0 } else { skipped };
+    let shown = lines[skipped..].iter().take(limit);
+    let mut shown: Vec<String> =
+        shown.map(|line| text::cut(&text::clean(line.trim()), LINE_CHARS).into_owned()).collect();
+    let others = lines.len() - shown.len();
+    match shown.last_mut() {
+        Some(last) if others > 0 => last.push_str(&format!(" … and {}", text::count(others, "more line"))),
+        Some(_) => {}
+        None => shown.push(String::new()),
+    }
+    shown
 }
 
 /// Returns how many steps ended how.
@@ -212,12 +291,14 @@ fn passed(steps: &Steps, took: &str, style: Style) -> String {
     if let Some((path, ms)) = steps.plan.dag.as_ref().and_then(|dag| critical_path(dag, |step| steps.took_ms(step))) {
         let took = text::duration(Duration::from_millis(ms));
         parts.push(format!("critical path {} {took}", shown_path(steps, &path)));
+    } else if let Some((key, ms)) = steps.slowest() {
+        parts.push(format!("slowest {} {}", text::clean(key), text::duration(Duration::from_millis(ms))));
     }
     parts.extend(usage(steps));
     parts.join(" · ")
 }
 
-/// Describes what the steps used of the machine, as far as it is much.
+/// Describes what the steps used of the machine, as far as it is much, and which of them used the network.
 fn usage(steps: &Steps) -> Vec<String> {
     let mut parts = Vec::new();
     if steps.cpu_ms >= MUCH_CPU_MS {
@@ -225,6 +306,9 @@ fn usage(steps: &Steps) -> Vec<String> {
     }
     if let Some((key, peak)) = steps.hungriest.as_ref().filter(|(_, peak)| *peak >= MUCH_MEMORY) {
         parts.push(format!("peak {} ({})", size::show(*peak), text::clean(key)));
+    }
+    if !steps.networked.is_empty() {
+        parts.push(format!("network: {}", names(&steps.networked)));
     }
     parts
 }
@@ -282,6 +366,65 @@ mod tests {
     use hm_exec::ir::{Edge, EdgeKind::DependsOn};
 
     use super::*;
+    use crate::reporter::tail::Tail;
+
+    #[test]
+    fn a_command_is_shown_by_what_it_does() {
+        let script = "#!/bin/sh\nset -e\n\n  make test\nmake lint\n# The rest.\nmake docs";
+        assert_eq!(command(script, 1), ["make test … and 5 more lines"]);
+        assert_eq!(command(script, 3), ["make test", "make lint", "# The rest. … and 3 more lines"]);
+        assert_eq!(command("make test\nmake lint", 4), ["make test", "make lint"]);
+        assert_eq!(command("set -e; make", 4), ["set -e; make"]);
+        assert_eq!(command("# nothing\nset -e", 1), ["# nothing … and 1 more line"]);
+        assert_eq!(command("", 4), [""]);
+        assert!(command(&"x".repeat(9999), 4)[0].chars().count() <= LINE_CHARS + 1);
+    }
+
+    #[test]
+    fn what_the_message_says_is_not_repeated() {
+        let message = Some("service `db` exited with 1 before the step had ended: raise `memory`");
+        let report = "error: service `db` exited with 1 before the step had ended; its last lines:";
+        assert_eq!(beyond(message, report), "last lines of the service:");
+        for (message, line) in
+            [(None, report), (message, "error: connection refused; db is down"), (message, "error: ; x")]
+        {
+            assert_eq!(beyond(message, line), line);
+        }
+    }
+
+    #[test]
+    fn a_heading_fits_the_terminal() {
+        let of = |title: &str, columns| {
+            let failure = FailedStep {
+                index: StepIndex(0),
+                key: "link".into(),
+                title: title.into(),
+                status: StepStatus::Failed,
+                exit_code: 1,
+                duration_ms: 500,
+                attempt: 2,
+                message: None,
+                runner: Some("sandbox".into()),
+                base: Some("deps".into()),
+                tail: Tail::default(),
+            };
+            heading(&failure, Canvas { style: Style::PLAIN, columns })
+        };
+        let whole = "── FAILED  link · exit 1 · 0.50s · attempt 2 · sandbox, from deps";
+        assert!(of("link", None).starts_with(whole));
+        assert_eq!(of("link", Some(text::columns(whole))), whole);
+        assert!(
+            of("link", Some(text::columns(whole) - 1))
+                .starts_with("── FAILED  link · exit 1 · 0.50s · attempt 2 · sandbox ─")
+        );
+        assert_eq!(of("link", Some(24)), "── FAILED  link · exit 1");
+        for columns in 21..100 {
+            for title in ["link", "链接器的单元测试和集成测试 (link)"] {
+                let shown = of(title, Some(columns));
+                assert!(text::columns(&shown) <= columns && shown.contains(" · exit 1"), "{columns}: {shown}");
+            }
+        }
+    }
 
     #[test]
     fn the_critical_path_is_the_longest_by_time() {
@@ -299,13 +442,5 @@ mod tests {
         assert_eq!(path([0; 5]), None);
         // Cached steps are left out.
         assert_eq!(path([0, 2, 1, 4, 1]), Some((vec![1, 3], 6)));
-    }
-
-    #[test]
-    fn a_command_is_shown_in_one_line() {
-        assert_eq!(one_line("make"), "make");
-        assert_eq!(one_line("\n  set -e\nmake\n\n  make test\n"), "set -e … and 2 more lines");
-        assert_eq!(one_line(""), "");
-        assert!(one_line(&"x".repeat(9999)).chars().count() <= LINE_CHARS + 1);
     }
 }

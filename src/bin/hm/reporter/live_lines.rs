@@ -13,9 +13,9 @@ use std::{
     },
 };
 
-use indicatif::{ProgressDrawTarget, TermLike};
+use indicatif::{ProgressDrawTarget, ProgressStyle, TermLike};
 
-use super::terminal_size;
+use super::{terminal_size, text};
 
 /// How often lines are drawn again, in a second.
 const RATE: u8 = 10;
@@ -37,6 +37,11 @@ pub(super) fn draw_target(begin_anew: &BeginAnew) -> ProgressDrawTarget {
     }
     let lines = LiveLines { buffer: Mutex::default(), begin_anew: begin_anew.clone() };
     ProgressDrawTarget::term_like_with_hz(Box::new(lines), RATE)
+}
+
+/// Sets the pictures of a spinner, if the locale does not have those of indicatif.
+pub(super) fn with_ticks(style: ProgressStyle) -> ProgressStyle {
+    if text::has_symbols() { style } else { style.tick_chars("|/-\\ ") }
 }
 
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! Input: an [`EventStream`] and the notices of `hm` itself. Output: text on stdout or stderr. A terminal
 //! that is stopped, or a pipe that is not read, blocks only this thread; the build does not notice it.
 
+mod activities;
 mod ci;
 mod human;
 mod json;
@@ -55,8 +56,6 @@ use tokio::{
 pub(crate) use writer::BufferedWriter;
 use writer::StdWriter;
 
-use crate::typed_names::TypedNames;
-
 /// The maximum number of events, or batches of lines, that are shown in one go, if so many are available.
 const BURST: usize = 256;
 
@@ -66,6 +65,8 @@ const BURST: usize = 256;
 pub(crate) enum Format {
     /// Plain lines on stdout, each prefixed with its step's key
     Human,
+    /// Nothing but what failed, on stdout
+    Quiet,
     /// Running steps with their elapsed time, on stderr
     Progress,
     /// Groups of lines, one for each step that has ended, with annotations, for GitHub Actions
@@ -80,15 +81,15 @@ pub(crate) enum Format {
 
 impl Format {
     /// Returns the format that the user prefers, unless it suits only programs and stdout is a terminal, or
-    /// suits only terminals and there is none. By default, `progress` if both streams are terminals, else
-    /// that of the CI service in whose job this runs, else `human`.
+    /// suits only terminals and there is none. By default, `progress` if both streams are terminals that can
+    /// redraw lines, else that of the CI service in whose job this runs, else `human`.
     pub(crate) fn preferred_here(preferred: Option<Self>) -> Self {
         let is_shown = io::stdout().is_terminal();
         let is_true = |name| std::env::var_os(name).is_some_and(|value| value == "true");
         match preferred {
-            Some(format @ (Self::Human | Self::Github | Self::Gitlab)) => format,
+            Some(format @ (Self::Human | Self::Quiet | Self::Github | Self::Gitlab)) => format,
             Some(format) if format.is_json() && !is_shown => format,
-            _ if is_shown && io::stderr().is_terminal() => Self::Progress,
+            _ if is_shown && io::stderr().is_terminal() && !style::is_dumb() => Self::Progress,
             _ if is_true("GITHUB_ACTIONS") => Self::Github,
             _ if is_true("GITLAB_CI") => Self::Gitlab,
             _ => Self::Human,
@@ -97,7 +98,12 @@ impl Format {
 
     /// Returns whether the output for people is on stdout.
     pub(crate) fn is_on_stdout(self) -> bool {
-        matches!(self, Self::Human | Self::Github | Self::Gitlab)
+        matches!(self, Self::Human | Self::Quiet | Self::Github | Self::Gitlab)
+    }
+
+    /// Returns whether it shows what a run waits for.
+    pub(crate) fn shows_progress(self) -> bool {
+        matches!(self, Self::Progress | Self::JsonFull)
     }
 
     /// Returns whether the output is for programs.
@@ -119,16 +125,10 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Returns the view of a build on this machine. `names` are the names of its steps in commands.
-    pub(crate) fn new(
-        format: Format,
-        show_logs: bool,
-        plan: &BoundPlan,
-        request: &RunRequest,
-        names: TypedNames,
-    ) -> Self {
+    /// Returns the view of a build on this machine.
+    pub(crate) fn new(format: Format, show_logs: bool, plan: &BoundPlan, request: &RunRequest) -> Self {
         let facts = (format == Format::Json).then(|| PlanFacts::of(plan));
-        let plan = if format.is_json() { PlanView::default() } else { PlanView::of(plan, request, names) };
+        let plan = if format.is_json() { PlanView::default() } else { PlanView::of(plan, request) };
         Self { format, show_logs, facts, plan }
     }
 
@@ -140,10 +140,11 @@ impl View {
 
     fn reporter(self) -> Box<dyn Reporter> {
         match self.format {
-            Format::Human => {
+            Format::Human | Format::Quiet => {
                 let canvas =
                     Canvas { style: Style::of(&io::stdout()), columns: terminal_size(io::stdout()).map(|size| size.1) };
-                Box::new(human::Human::new(StdWriter::new(io::stdout()), canvas, self.plan))
+                let human = human::Human::new(StdWriter::new(io::stdout()), canvas, self.plan);
+                Box::new(if self.format == Format::Quiet { human.quiet() } else { human })
             }
             Format::Github | Format::Gitlab => {
                 let service = if self.format == Format::Github { Service::GitHub } else { Service::GitLab };
@@ -159,7 +160,7 @@ impl View {
 
 /// Returns the numbers of rows and columns of a terminal. Returns `None` if the stream is none, or if its
 /// size is unknown.
-fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
+pub(crate) fn terminal_size(stream: impl AsFd) -> Option<(usize, usize)> {
     let size = tcgetwinsize(stream).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then(|| (size.ws_row.into(), size.ws_col.into()))
 }
@@ -174,7 +175,7 @@ impl Waiting {
             return Self(None);
         }
         let spinner = ProgressBar::with_draw_target(None, live_lines::draw_target(&BeginAnew::default()));
-        spinner.set_style(ProgressStyle::default_spinner());
+        spinner.set_style(live_lines::with_ticks(ProgressStyle::default_spinner()));
         spinner.set_message(what);
         spinner.enable_steady_tick(Duration::from_millis(80));
         Self(Some(spinner))

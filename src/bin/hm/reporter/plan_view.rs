@@ -9,8 +9,6 @@ use hm_exec::{
     runner::Secrets,
 };
 
-use crate::typed_names::TypedNames;
-
 /// The facts about a plan. They share its memory.
 #[derive(Debug, Default)]
 pub(super) struct PlanView {
@@ -21,18 +19,18 @@ pub(super) struct PlanView {
     /// How long steps took when they last ran, by key.
     pub(super) durations: BTreeMap<Arc<str>, Duration>,
     secrets: Secrets,
-    /// How commands name the steps of the run. `None` if no command knows the run.
-    pub(super) names: Option<TypedNames>,
+    /// Whether commands know the run.
+    pub(super) is_known: bool,
 }
 
 impl PlanView {
-    pub(super) fn of(plan: &BoundPlan, request: &RunRequest, names: TypedNames) -> Self {
+    pub(super) fn of(plan: &BoundPlan, request: &RunRequest) -> Self {
         Self {
             steps: plan.steps.iter().map(|bound| Arc::clone(&bound.step)).collect(),
             dag: Some(Arc::clone(&plan.dag)),
             durations: request.durations.clone(),
             secrets: request.secrets.clone(),
-            names: Some(names),
+            is_known: true,
         }
     }
 

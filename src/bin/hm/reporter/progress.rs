@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{
     BufferedWriter, Reporter, StdWriter,
+    activities::Activities,
     last_screen::{self, Canvas},
     live_lines::{self, BeginAnew},
     plan_view::PlanView,
@@ -25,6 +26,9 @@ use super::{
 /// half the rows.
 const MAX_BARS: usize = 16;
 
+/// The maximum number of characters about a failed step before the last screen.
+const ENDING_CHARS: usize = 160;
+
 /// The columns that the last line leaves free, so that it never wraps.
 const FREE_COLUMNS: usize = 4;
 
@@ -36,6 +40,7 @@ pub(super) struct Progress {
     style: Style,
     show_logs: bool,
     steps: Steps,
+    activities: Activities,
     running: HashMap<Uuid, Running>,
     /// Running steps in the order in which they started; some may have ended since.
     unshown: VecDeque<Uuid>,
@@ -55,6 +60,8 @@ struct Running {
     /// The number of the attempt, and why the one before it failed.
     attempt: u32,
     failure: Option<String>,
+    /// When the next attempt starts, until it does.
+    next_attempt: Option<Instant>,
 }
 
 /// Writes above the bars.
@@ -106,10 +113,11 @@ impl Progress {
             }),
             bars,
             total,
-            bar_style: template(&spinner),
+            bar_style: live_lines::with_ticks(template(&spinner)),
             style,
             show_logs,
             steps: Steps::new(plan),
+            activities: Activities::default(),
             running: HashMap::new(),
             unshown: VecDeque::new(),
             shown: Vec::new(),
@@ -120,7 +128,12 @@ impl Progress {
         }
     }
 
+    /// Prints a line of `hm` itself.
     fn say(&mut self, line: &str) {
+        self.print(&text::symbols(line));
+    }
+
+    fn print(&mut self, line: &str) {
         self.out.push(|buffer| {
             buffer.extend_from_slice(line.as_bytes());
             buffer.push(b'\n');
@@ -130,7 +143,7 @@ impl Progress {
     fn log(&mut self, step_id: Uuid, line: &str) {
         let mut shown = format!("{} | ", self.steps.name(step_id));
         text::push_clean(&mut shown, line, self.style.colors);
-        self.say(&shown);
+        self.print(&shown);
     }
 
     fn end(&mut self, step_id: Uuid, mark: &str, ending: &str) {
@@ -140,6 +153,20 @@ impl Progress {
             self.bars.remove(&bar);
             self.shown.retain(|shown| *shown != step_id);
         }
+    }
+
+    /// Returns what is shown beside a running step: what it waits for, or else its last line, or why its last
+    /// attempt failed.
+    fn message(&self, step_id: Uuid, running: &Running) -> Option<String> {
+        if let (Some(failure), Some(next)) = (&running.failure, running.next_attempt) {
+            let wait = text::duration(next.saturating_duration_since(Instant::now()));
+            return Some(format!("next attempt in {wait}: {failure}"));
+        }
+        let activity = self.activities.text(Some(step_id), self.steps.runner(step_id));
+        activity.or_else(|| {
+            let line = self.steps.last_line(step_id).or(running.failure.as_deref());
+            line.map(|line| text::clean(line).replace('\t', " "))
+        })
     }
 
     fn clear_bars(&self) {
@@ -189,30 +216,35 @@ impl Reporter for Progress {
     fn event(&mut self, event: &BuildEvent) {
         let style = self.style;
         self.steps.learn(event, style);
+        self.activities.learn(event);
         match event {
             BuildEvent::StepStart { step_id, attempt, .. } => {
-                let fresh = Running { since: Instant::now(), bar: None, attempt: 1, failure: None };
+                let fresh = Running { since: Instant::now(), bar: None, attempt: 1, failure: None, next_attempt: None };
                 let running = self.running.entry(*step_id).or_insert(fresh);
                 running.attempt = *attempt;
+                running.next_attempt = None;
                 if running.bar.is_none() {
                     self.unshown.push_back(*step_id);
                 }
             }
             BuildEvent::StepLog { step_id, line, .. } if self.show_logs => self.log(*step_id, line),
             BuildEvent::BuildAccepted { build, watch_url: Some(url), .. } => self.say(&accepted(build, url)),
-            BuildEvent::StepCacheMiss { key, message: Some(message), .. } => {
-                let (mark, key) = (style.odd("!"), style.name(&text::clean(key)));
-                self.say(&format!("{mark} {key} cache miss: {}", text::clean(message)));
+            BuildEvent::StepCacheMiss { step_id, message: Some(message), .. } => {
+                let (mark, title) = (style.odd("!"), self.steps.title(*step_id));
+                self.say(&format!("{mark} {title} cache miss: {}", text::clean(message)));
             }
-            BuildEvent::StepRetry { step_id, attempt, message, .. } => {
-                let (key, message) = (self.steps.name(*step_id), text::clean(message));
-                self.say(&format!("{} {key} attempt {attempt} failed: {message}", style.odd("!")));
+            BuildEvent::StepRetry { step_id, attempt, message, backoff_ms, .. } => {
+                let (title, message) = (self.steps.title(*step_id), text::clean(message));
+                self.say(&format!("{} {title} attempt {attempt} failed: {message}", style.odd("!")));
                 if let Some(running) = self.running.get_mut(step_id) {
                     running.failure = Some(message);
+                    running.next_attempt = Instant::now().checked_add(Duration::from_millis(*backoff_ms));
                 }
             }
             BuildEvent::StepEnd { step_id, status, attempt, exit_code, duration_ms, message, .. } => {
                 let ending = ending(*status, *attempt, *exit_code, *duration_ms, message.as_deref());
+                // The last screen has the whole message of a failure.
+                let ending = if is_failure(*status) { text::cut(&ending, ENDING_CHARS).into_owned() } else { ending };
                 let (mark, ending) = match status {
                     StepStatus::Flaky | StepStatus::FailedAllowed => (style.odd("!"), style.odd(&ending)),
                     status if status.is_success() => (style.good("✓"), ending),
@@ -250,11 +282,14 @@ impl Reporter for Progress {
         self.show_running();
         for (step_id, running) in &self.running {
             let Some(bar) = &running.bar else { continue };
-            let key = self.steps.name(*step_id);
+            let title = self.steps.title(*step_id);
+            // What the step does has more than half of the line.
+            let is_short = text::columns(&title) < columns / 2;
+            let title = if is_short { title } else { self.steps.name(*step_id) };
             let attempt = if running.attempt > 1 { format!(" (attempt {})", running.attempt) } else { String::new() };
-            bar.set_prefix(format!("{key}{attempt} {}", text::duration(running.since.elapsed())));
-            if let Some(line) = self.steps.last_line(*step_id).or(running.failure.as_deref()) {
-                bar.set_message(text::clean(line).replace('\t', " "));
+            bar.set_prefix(format!("{title}{attempt} {}", text::duration(running.since.elapsed())));
+            if let Some(message) = self.message(*step_id, running) {
+                bar.set_message(message);
             }
             bar.tick();
         }
@@ -262,8 +297,12 @@ impl Reporter for Progress {
         if self.running.len() > self.shown.len() {
             total.push_str(&format!(" · … {} more running", self.running.len() - self.shown.len()));
         }
+        if let Some(activity) = self.activities.text(None, "") {
+            total.push_str(&format!(" · {activity}"));
+        }
         total.push_str(&format!(" · {}", text::duration(self.started.elapsed())));
-        self.total.set_message(text::cut(&total, columns.saturating_sub(FREE_COLUMNS)).into_owned());
+        let total = text::symbols(&text::cut(&total, columns.saturating_sub(FREE_COLUMNS))).into_owned();
+        self.total.set_message(total);
         self.total.tick();
     }
 

@@ -41,7 +41,7 @@ impl PlanFacts {
             chain,
             position,
             cache_key: bound.step.cache.as_ref().and_then(|cache| cache.key.clone()),
-            timeout: bound.timeout,
+            timeout: bound.timeout(),
         });
         Self { steps: steps.collect(), chain_count: Some(chain_count) }
     }
@@ -192,6 +192,7 @@ impl Translator {
                     step.connections.get_or_insert_default().add(connection);
                     return None;
                 }
+                BuildEvent::StepShadow { .. } => return None,
                 BuildEvent::StepLogLost { message, .. } => {
                     step.extra.log_lost = Some(message.clone());
                     return None;
@@ -283,6 +284,7 @@ fn event_step(event: &BuildEvent) -> Option<Uuid> {
         BuildEvent::StepCacheMiss { step_id, .. }
         | BuildEvent::StepRetry { step_id, .. }
         | BuildEvent::Connection { step_id, .. }
+        | BuildEvent::StepShadow { step_id, .. }
         | BuildEvent::StepLogLost { step_id, .. } => Some(*step_id),
         _ => None,
     }

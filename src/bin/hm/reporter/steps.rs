@@ -10,6 +10,9 @@ use super::{plan_view::PlanView, reports, style::Style, tail::Tail, text};
 /// The maximum number of failures whose output is kept; the others are only named.
 pub(super) const MAX_FAILURES: usize = 10;
 
+/// The maximum number of cancelled steps whose output is kept.
+const MAX_STOPPED: usize = 3;
+
 /// The maximum number of characters of a label that are shown.
 const LABEL_CHARS: usize = 60;
 
@@ -26,8 +29,10 @@ pub(super) struct Steps {
     /// The steps that passed only when repeated, and the failures that are allowed.
     pub(super) remarks: Vec<String>,
     pub(super) failures: Vec<FailedStep>,
-    /// The keys of failed steps that are not among `failures`.
-    pub(super) more_failures: Vec<Arc<str>>,
+    /// The failed steps that are not among `failures`: their keys, and how they ended.
+    pub(super) more_failures: Vec<(Arc<str>, StepStatus, i32)>,
+    /// The first cancelled steps that ran. If the build could not go on, they show what it did last.
+    pub(super) stopped: Vec<FailedStep>,
     /// The keys of the skipped steps.
     pub(super) skipped: Vec<Arc<str>>,
     /// How long cached steps took when they last ran, as far as that is known, in milliseconds.
@@ -36,6 +41,8 @@ pub(super) struct Steps {
     pub(super) hungriest: Option<(Arc<str>, u64)>,
     /// The processor time of all steps, in milliseconds.
     pub(super) cpu_ms: u64,
+    /// The keys of the steps that received data from the network.
+    pub(super) networked: Vec<Arc<str>>,
     /// What the steps left for the user: results of tests, and outputs.
     pub(super) reports: Vec<String>,
 }
@@ -50,6 +57,7 @@ struct Info {
     title: Option<Arc<str>>,
     took_ms: u64,
     status: Option<StepStatus>,
+    is_networked: bool,
 }
 
 /// A step in a list of all.
@@ -69,7 +77,7 @@ struct Running {
     tail: Tail,
 }
 
-/// A failed step, with its last lines.
+/// A failed or cancelled step, with its last lines.
 #[derive(Debug)]
 pub(super) struct FailedStep {
     pub(super) index: StepIndex,
@@ -110,10 +118,12 @@ impl Steps {
             remarks: Vec::new(),
             failures: Vec::new(),
             more_failures: Vec::new(),
+            stopped: Vec::new(),
             skipped: Vec::new(),
             saved_ms: 0,
             hungriest: None,
             cpu_ms: 0,
+            networked: Vec::new(),
             reports: Vec::new(),
         }
     }
@@ -125,7 +135,8 @@ impl Steps {
             BuildEvent::StepQueued { step_id, key, display_name, .. } => self.add(*step_id, key, display_name, style),
             BuildEvent::StepStart { step_id, runner, image, .. } => {
                 let (runner, image) = (Arc::clone(runner), image.clone());
-                self.running.insert(*step_id, Running { runner, image, tail: Tail::default() });
+                let tail = self.tail(*step_id);
+                self.running.insert(*step_id, Running { runner, image, tail });
             }
             BuildEvent::StepLog { step_id, stream, line, .. } => {
                 if let Some(running) = self.running.get_mut(step_id) {
@@ -133,6 +144,14 @@ impl Steps {
                 }
             }
             BuildEvent::StepEnd { step_id, .. } => self.end(*step_id, event, style),
+            BuildEvent::Connection { step_id, connection, .. } if connection.received > 0 => {
+                if let Some(&index) = self.by_id.get(step_id)
+                    && let Some(info) = self.infos.get_mut(index as usize)
+                    && !std::mem::replace(&mut info.is_networked, true)
+                {
+                    self.networked.push(Arc::clone(&info.key));
+                }
+            }
             _ => {}
         }
     }
@@ -142,6 +161,16 @@ impl Steps {
         if let Some(running) = self.running.get_mut(&lines.step_id) {
             running.tail.push_all(lines);
         }
+    }
+
+    /// Returns the tail of an attempt that has printed nothing yet.
+    fn tail(&self, step_id: Uuid) -> Tail {
+        let args = self.index(step_id).and_then(|index| {
+            let key = &self.infos.get(index as usize)?.key;
+            self.plan.step(StepIndex(index), key)?.runner_args.as_ref()
+        });
+        let services = args.and_then(|args| args.get("services")?.as_object());
+        Tail::of_step(services.into_iter().flatten().map(|(name, _)| name))
     }
 
     /// Returns the position of a step in its pipeline.
@@ -159,13 +188,13 @@ impl Steps {
             Some(step) => step.label.as_deref().filter(|label| !label.trim().is_empty()).map(|_| &**display_name),
             None => Some(&**display_name),
         };
-        let label = label.map(str::trim).filter(|label| !label.is_empty() && !is_key(label, key));
+        let label = label.map(str::trim).filter(|label| !label.is_empty() && !text::is_key(label, key));
         let title = label.map(|label| {
             let label = text::clean(label.lines().next().unwrap_or_default());
             format!("{} ({name})", text::cut(&label, LABEL_CHARS)).into()
         });
         self.by_id.insert(step_id, index);
-        self.infos.push(Info { key: Arc::clone(key), name, title, took_ms: 0, status: None });
+        self.infos.push(Info { key: Arc::clone(key), name, title, took_ms: 0, status: None, is_networked: false });
     }
 
     fn end(&mut self, step_id: Uuid, event: &BuildEvent, style: Style) {
@@ -208,31 +237,49 @@ impl Steps {
                 self.saved_ms = self.saved_ms.saturating_add(u64::try_from(known).unwrap_or(u64::MAX));
             }
             StepStatus::Skipped => self.skipped.push(key),
-            status if is_failure(*status) && self.failures.len() == MAX_FAILURES => self.more_failures.push(key),
+            status if is_failure(*status) && self.failures.len() == MAX_FAILURES => {
+                self.more_failures.push((key, *status, *exit_code));
+            }
             status if is_failure(*status) => {
-                let index = StepIndex(index);
-                let (runner, image, tail) = match running {
-                    Some(Running { runner, image, tail }) => (Some(runner), image, tail),
-                    None => (None, None, Tail::default()),
-                };
-                let parent = self.plan.dag.as_ref().and_then(|dag| dag.lineage_parent(index));
-                let parent = parent.and_then(|parent| self.infos.get(parent.get()));
-                self.failures.push(FailedStep {
-                    index,
-                    key,
-                    title,
-                    status: *status,
-                    exit_code: *exit_code,
-                    duration_ms: *duration_ms,
-                    attempt: *attempt,
-                    message: message.clone(),
-                    runner,
-                    base: parent.map(|parent| Arc::clone(&parent.key)).or(image),
-                    tail,
-                });
+                let failure = self.failed_step(StepIndex(index), (key, title), running, event);
+                self.failures.extend(failure);
+            }
+            StepStatus::Canceled if running.is_some() && self.stopped.len() < MAX_STOPPED => {
+                let stopped = self.failed_step(StepIndex(index), (key, title), running, event);
+                self.stopped.extend(stopped);
             }
             _ => {}
         }
+    }
+
+    /// Returns what is shown of a step at the end of the build. Returns `None` unless `event` is its end.
+    fn failed_step(
+        &self,
+        index: StepIndex,
+        (key, title): (Arc<str>, Arc<str>),
+        running: Option<Running>,
+        event: &BuildEvent,
+    ) -> Option<FailedStep> {
+        let BuildEvent::StepEnd { status, attempt, exit_code, duration_ms, message, .. } = event else { return None };
+        let (runner, image, tail) = match running {
+            Some(Running { runner, image, tail }) => (Some(runner), image, tail),
+            None => (None, None, Tail::default()),
+        };
+        let parent = self.plan.dag.as_ref().and_then(|dag| dag.lineage_parent(index));
+        let parent = parent.and_then(|parent| self.infos.get(parent.get()));
+        Some(FailedStep {
+            index,
+            key,
+            title,
+            status: *status,
+            exit_code: *exit_code,
+            duration_ms: *duration_ms,
+            attempt: *attempt,
+            message: message.clone(),
+            runner,
+            base: parent.map(|parent| Arc::clone(&parent.key)).or(image),
+            tail,
+        })
     }
 
     /// Returns a step's key, safe to print and coloured.
@@ -255,6 +302,15 @@ impl Steps {
         self.infos.get(index.get()).map_or("", |info| &info.key)
     }
 
+    /// Returns the step that took the longest, and its time in milliseconds, if several steps ran.
+    pub(super) fn slowest(&self) -> Option<(&str, u64)> {
+        let mut ran = self.infos.iter().filter(|info| info.took_ms > 0);
+        let first = ran.next()?;
+        let second = ran.next()?;
+        let slowest = [first, second].into_iter().chain(ran).max_by_key(|info| info.took_ms)?;
+        Some((&slowest.key, slowest.took_ms))
+    }
+
     /// Returns how long a step took, by its index, in milliseconds. 0 if it has not run.
     pub(super) fn took_ms(&self, index: StepIndex) -> u64 {
         self.infos.get(index.get()).map_or(0, |info| info.took_ms)
@@ -268,6 +324,11 @@ impl Steps {
     /// Returns the last line of a running step.
     pub(super) fn last_line(&self, step_id: Uuid) -> Option<&str> {
         self.running.get(&step_id)?.tail.last_line()
+    }
+
+    /// Returns the runner of a running step.
+    pub(super) fn runner(&self, step_id: Uuid) -> &str {
+        self.running.get(&step_id).map_or("", |running| &running.runner)
     }
 
     /// Returns all steps in the order of the plan.
@@ -294,12 +355,6 @@ impl Steps {
         let Tally { passed, flaky, cached, failed_allowed, failed, skipped, canceled } = self.ended;
         passed + flaky + cached + failed_allowed + failed + skipped + canceled
     }
-}
-
-/// Returns whether a label says no more than the key, as `Unit tests` and `unit-tests`.
-fn is_key(label: &str, key: &str) -> bool {
-    let alike = |(a, b): (char, char)| a.eq_ignore_ascii_case(&b) || (!a.is_alphanumeric() && !b.is_alphanumeric());
-    label.chars().count() == key.chars().count() && label.chars().zip(key.chars()).all(alike)
 }
 
 /// Describes a build that a server runs.

@@ -42,14 +42,21 @@ pub(crate) struct Style {
     pub(crate) colors: bool,
 }
 
+/// Returns whether the terminal, if there is one, shows plain lines only: no colours, and nothing above the
+/// last line can change.
+pub(super) fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 impl Style {
     /// No colours.
     pub(super) const PLAIN: Self = Self { colors: false };
 
-    /// Enables colours if `stream` is a terminal. `--color` and `--no-color`, and the variables `NO_COLOR`,
-    /// `FORCE_COLOR` and `CLICOLOR_FORCE` if they are set and not empty, override this, in this order.
+    /// Enables colours if `stream` is a terminal that can show them. `--color` and `--no-color`, and the
+    /// variables `NO_COLOR`, `FORCE_COLOR` and `CLICOLOR_FORCE` if they are set and not empty, override this,
+    /// in this order.
     pub(crate) fn of(stream: &impl IsTerminal) -> Self {
-        Self::or(stream.is_terminal())
+        Self::or(stream.is_terminal() && !is_dumb())
     }
 
     /// Enables colours if the stream `has_colors`. The same options and variables override this.

@@ -1,7 +1,8 @@
 //! The last lines of a running step, which the last screen shows if the step fails.
 //!
 //! Input: the step's lines, one by one or many at once. Output: an [`Excerpt`], which always has the last
-//! lines of stderr, also if a flood on stdout follows them.
+//! lines of stderr, also if a flood on stdout follows them. Lines of services are left out: what they print
+//! while they end would push out why the step failed.
 
 use std::collections::VecDeque;
 
@@ -24,6 +25,8 @@ pub(super) struct Tail {
     last: VecDeque<Line>,
     /// The last lines of stderr, whether or not they are among the last lines.
     errors: VecDeque<Line>,
+    /// What lines of the step's services begin with.
+    services: Vec<String>,
 }
 
 /// A line, and its position in the output, from 0.
@@ -44,8 +47,16 @@ pub(super) struct Excerpt {
 }
 
 impl Tail {
+    /// Creates the tail of a step with these services.
+    pub(super) fn of_step<'a>(services: impl Iterator<Item = &'a String>) -> Self {
+        Self { services: services.map(|name| format!("[{name}] ")).collect(), ..Self::default() }
+    }
+
     /// Appends a line.
     pub(super) fn push(&mut self, stream: StdStream, text: &str) {
+        if self.services.iter().any(|service| text.starts_with(service)) {
+            return;
+        }
         let is_error = stream == StdStream::Stderr;
         keep(&mut self.last, MAX_LINES, self.count, is_error, text);
         if is_error {
@@ -61,9 +72,13 @@ impl Tail {
 
     /// Appends `count` lines with their ends.
     fn push_text(&mut self, stream: StdStream, count: u64, text: &str) {
-        let before_last_end = &text.as_bytes()[..text.len().saturating_sub(1)];
-        let start = memchr::memrchr_iter(b'\n', before_last_end).nth(MAX_LINES - 1).map_or(0, |end| end + 1);
-        self.count += count.saturating_sub(MAX_LINES as u64);
+        let mut start = 0;
+        // Otherwise the last lines of a flood may all be those of services.
+        if self.services.is_empty() {
+            let before_last_end = &text.as_bytes()[..text.len().saturating_sub(1)];
+            start = memchr::memrchr_iter(b'\n', before_last_end).nth(MAX_LINES - 1).map_or(0, |end| end + 1);
+            self.count += count.saturating_sub(MAX_LINES as u64);
+        }
         for line in text[start..].split_terminator('\n') {
             self.push(stream, line.strip_suffix('\r').unwrap_or(line));
         }
@@ -161,6 +176,15 @@ mod tests {
         assert_eq!(shown(&of(&lines), 1), (53, vec!["!4".into()]));
         lines.push("!5");
         assert_eq!(shown(&of(&lines), 3).1, ["!3", "!4", "…", "!5"]);
+    }
+
+    #[test]
+    fn lines_of_services_are_left_out() {
+        let mut tail = Tail::of_step(["db".to_owned()].iter());
+        tail.push(StdStream::Stderr, "why");
+        tail.push_text(StdStream::Stdout, 3, "[db] one\n[d] own\n[db]\n");
+        tail.push_text(StdStream::Stderr, 20, &"[db] down\n".repeat(20));
+        assert_eq!(shown(&tail, 8), (0, vec!["why".into(), "[d] own".into(), "[db]".into()]));
     }
 
     proptest! {

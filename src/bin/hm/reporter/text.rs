@@ -1,10 +1,13 @@
 //! Text for people: output that cannot control their terminal, and readable durations.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, env, sync::LazyLock, time::Duration};
+
+use unicode_width::UnicodeWidthChar;
 
 /// Appends one line of foreign text to `out` so that it can only show characters on a terminal and, with
 /// `colors`, colour them. Other escape sequences are removed, control characters are shown as `^X`, and text
-/// that a carriage return would have overwritten is left out. Colours are reset at the end.
+/// that a carriage return would have overwritten is left out. A line feed, which no line has, is shown as a
+/// blank. Colours are reset at the end.
 pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     // Checks every byte without an early exit, so that the loop can be vectorized.
     if line.bytes().fold(true, |plain, byte| plain & is_plain_byte(byte)) {
@@ -16,6 +19,7 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     while let Some(c) = chars.next() {
         match c {
             '\t' => out.push('\t'),
+            '\n' => out.push(' '),
             '\x1b' => colored |= skip_sequence(out, &mut chars, colors),
             '\u{9b}' => colored |= control_sequence(out, &mut chars, colors),
             '\u{90}' | '\u{98}' | '\u{9d}'..='\u{9f}' => skip_string(&mut chars),
@@ -30,6 +34,17 @@ pub(crate) fn push_clean(out: &mut String, line: &str, colors: bool) {
     }
     if colored {
         out.push_str("\x1b[0m");
+    }
+}
+
+/// Appends text of several lines like [`push_clean`], without colours. Lines after the first are indented, so
+/// that none of them looks like one of hm's own.
+pub(crate) fn push_clean_lines(out: &mut String, text: &str) {
+    for (at, line) in text.lines().enumerate() {
+        if at > 0 {
+            out.push_str("\n    ");
+        }
+        push_clean(out, line.trim_end(), false);
     }
 }
 
@@ -142,7 +157,38 @@ pub(crate) fn cut(text: &str, chars: usize) -> Cow<'_, str> {
     }
 }
 
-/// Returns the number of characters that a clean line shows: all but its colours.
+/// Returns `text`, or its beginning and its end with `…` between them if it has more than `chars`
+/// characters.
+pub(crate) fn cut_inside(text: &str, chars: usize) -> Cow<'_, str> {
+    let count = text.chars().count();
+    if count <= chars {
+        return Cow::Borrowed(text);
+    }
+    let end = chars / 3;
+    let tail = text.char_indices().nth(count - end).map_or(text.len(), |(at, _)| at);
+    Cow::Owned(format!("{} {}", cut(text, chars - end), &text[tail..]))
+}
+
+/// Returns the beginning of a text without colours that takes at most `limit` columns, with `…` if more
+/// follows.
+pub(super) fn fit(text: &str, limit: usize) -> Cow<'_, str> {
+    if columns(text) <= limit {
+        return Cow::Borrowed(text);
+    }
+    let mut taken = 0;
+    let end = text.char_indices().find_map(|(at, c)| {
+        taken += width(c);
+        (taken >= limit).then_some(at)
+    });
+    Cow::Owned(format!("{}…", &text[..end.unwrap_or(0)]))
+}
+
+/// Returns the number of columns of a character. Which one a tab leads to is not known.
+fn width(c: char) -> usize {
+    c.width().unwrap_or(1)
+}
+
+/// Returns the number of columns that a clean line takes: those of all but its colours.
 pub(crate) fn columns(line: &str) -> usize {
     let (mut chars, mut count) = (line.chars(), 0);
     while let Some(c) = chars.next() {
@@ -150,10 +196,54 @@ pub(crate) fn columns(line: &str) -> usize {
             // A clean line has no other sequences.
             chars.find(|c| *c == 'm');
         } else {
-            count += 1;
+            count += width(c);
         }
     }
     count
+}
+
+/// Returns a line of `hm` itself with symbols that the locale has.
+pub(crate) fn symbols(line: &str) -> Cow<'_, str> {
+    if has_symbols() { Cow::Borrowed(line) } else { Cow::Owned(in_ascii(line)) }
+}
+
+/// Returns whether the locale has more symbols than ASCII: whether its character set is UTF-8. If no variable
+/// names a locale, it is assumed to be: most terminals, and what reads logs, expect UTF-8.
+pub(super) fn has_symbols() -> bool {
+    static HAS_SYMBOLS: LazyLock<bool> = LazyLock::new(|| {
+        let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(variable);
+        locale.is_none_or(|locale| is_utf8(&locale.to_string_lossy()))
+    });
+    *HAS_SYMBOLS
+}
+
+fn is_utf8(locale: &str) -> bool {
+    let locale = locale.to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
+}
+
+fn in_ascii(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for c in line.chars() {
+        match c {
+            '─' | '·' => out.push('-'),
+            '│' | '├' => out.push('|'),
+            '└' => out.push('`'),
+            '→' => out.push_str("->"),
+            '…' => out.push_str("..."),
+            '✓' => out.push('+'),
+            '✗' => out.push('x'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Returns whether a label says no more than the key, as `Unit tests` and `unit-tests`.
+pub(crate) fn is_key(label: &str, key: &str) -> bool {
+    let alike = |(a, b): (char, char)| a.eq_ignore_ascii_case(&b) || (!a.is_alphanumeric() && !b.is_alphanumeric());
+    label.chars().count() == key.chars().count() && label.chars().zip(key.chars()).all(alike)
 }
 
 #[cfg(test)]
@@ -165,6 +255,21 @@ mod tests {
         assert_eq!(cut("grün", 4), "grün");
         assert_eq!(cut("grüne", 3), "grü…");
         assert_eq!(columns("\x1b[1;36mgrün\x1b[0m x"), 6);
+        // Wide characters take two columns, and combining ones none.
+        assert_eq!((columns("世界 ─…·"), columns("u\u{308}")), (8, 1));
+        assert_eq!((fit("grün", 4), fit("grüne", 4), fit("世界!", 5)), ("grün".into(), "grü…".into(), "世界!".into()));
+        assert_eq!((fit("世界!", 4), fit("世界!", 0)), ("世…".into(), "…".into()));
+    }
+
+    #[test]
+    fn symbols_have_ascii_for_locales_without_them() {
+        assert_eq!(in_ascii("── FAILED  a · 1s … ✓ ✗ a → b"), "-- FAILED  a - 1s ... + x a -> b");
+        assert_eq!(in_ascii("├─ a\n│  └─ b"), "|- a\n|  `- b");
+        for (locale, expected) in
+            [("C", false), ("POSIX", false), ("de_DE", false), ("C.UTF-8", true), ("de_DE.utf8", true)]
+        {
+            assert_eq!(is_utf8(locale), expected, "{locale}");
+        }
     }
 
     fn with_colors(line: &str) -> String {
@@ -211,6 +316,21 @@ mod tests {
         ] {
             assert_eq!(with_colors(hostile), shown, "{hostile:?}");
         }
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_end() {
+        assert_eq!(cut_inside("abcdef", 6), "abcdef");
+        assert_eq!(cut_inside("äbcdefghïj", 6), "äbcd… ïj");
+        assert_eq!(cut_inside("", 0), "");
+    }
+
+    #[test]
+    fn text_of_several_lines_is_indented_and_cannot_look_like_a_line_of_its_own() {
+        let mut out = "error: ".to_owned();
+        push_clean_lines(&mut out, "one  \ntwo\n\n\x1b[2Jhint: run this\n");
+        assert_eq!(out, "error: one\n    two\n    \n    hint: run this");
+        assert_eq!(clean("one\ntwo\n"), "one two");
     }
 
     #[test]

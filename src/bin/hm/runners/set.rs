@@ -19,7 +19,7 @@ use hm_exec::{
 
 use super::docker;
 use crate::{
-    config::{Config, Sharing, VmTable},
+    config::{CacheTrust, Config, Sharing, VmTable},
     failure::{Failure, Outcome},
 };
 
@@ -67,7 +67,8 @@ impl Runners {
 
 /// Returns the remote cache, if one is used: by default for steps of runner `cloud` only, unless the user
 /// asked for more.
-pub(crate) fn remote_cache(images: &ImageOptions, config: &Config) -> Outcome<Option<RemoteCache>> {
+pub(crate) fn remote_cache(images: &ImageOptions, config: &mut Config) -> Outcome<Option<RemoteCache>> {
+    let CacheTrust { scope, keys, signing_key } = std::mem::take(&mut config.cache_trust);
     let (reads, writes) = match config.cache {
         Some(Sharing::Off) => return Ok(None),
         Some(Sharing::Read) => (true, false),
@@ -78,6 +79,11 @@ pub(crate) fn remote_cache(images: &ImageOptions, config: &Config) -> Outcome<Op
     match RemoteCache::new(endpoint.clone()) {
         Ok(cache) => {
             let cache = cache.read(reads).write(writes).local_steps(config.cache.is_some());
+            let cache = cache.scope(scope).trusted_keys(keys);
+            let cache = match signing_key {
+                Some(key) => cache.signing_key(key),
+                None => cache,
+            };
             Ok(Some(cache.images(images.clone())))
         }
         // The cloud runner reports the error if a step needs it.

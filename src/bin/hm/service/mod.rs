@@ -1,7 +1,7 @@
 //! The hosted service, as the commands use it: the connection that the configuration describes, and the
 //! failures that its errors are.
 
-use std::{io::IsTerminal, process::Command, process::Stdio};
+use std::io::IsTerminal;
 
 use hm_exec::{
     BackendError,
@@ -10,6 +10,7 @@ use hm_exec::{
 };
 
 use crate::{
+    browser,
     config::CloudConfig,
     exit_code,
     failure::{Failure, Outcome},
@@ -101,12 +102,11 @@ pub(crate) fn unwatched(config: &CloudConfig, error: BackendError) -> Failure {
     }
 }
 
-/// Opens a page in the user's browser, if there is a display. The caller prints the address, too.
+/// Opens a page in the user's browser, if there is a terminal. The caller prints the address, too.
 pub(crate) fn browse(url: &str) {
-    let has_display = ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
-    if has_display && std::io::stderr().is_terminal() {
-        let quiet = || Stdio::null();
-        // If it fails, the user opens the printed address.
-        drop(Command::new("xdg-open").arg(url).stdin(quiet()).stdout(quiet()).stderr(quiet()).spawn());
+    if std::io::stderr().is_terminal()
+        && let Err(why) = browser::open(url)
+    {
+        tracing::debug!(why, "the browser was not opened");
     }
 }

@@ -16,7 +16,8 @@ use crate::runner::{
     sandbox::{
         cgroup::Limited,
         jail::{
-            Bounds, End, JailPlace, JailSpec, MountApi, OneShot, Root, SetupError, UserNamespace, close_from, wire,
+            Bounds, End, JailPlace, JailSpec, MountApi, OneShot, Root, SetupError, TraceSpec, UserNamespace,
+            close_from, wire,
         },
     },
 };
@@ -51,8 +52,9 @@ fn serve() -> Result<(), Errno> {
     // descriptor would be lost.
     let oneshot = OneShot::enter_unseeing();
     let Some((_, fds)) = wire::receive(&socket, RecvFlags::empty())? else { return Ok(()) };
-    let answer = match fds.into_iter().next() {
-        Some(order) => answer(oneshot, order),
+    let mut fds = fds.into_iter();
+    let answer = match fds.next() {
+        Some(order) => answer(oneshot, order, fds.next()),
         None => return Err(Errno::INVAL),
     };
     wire::send_value(&socket, &answer, &[])
@@ -64,7 +66,7 @@ fn hung_up(socket: &std::io::Stdin) -> Result<bool, Errno> {
     Ok(fds[0].revents().contains(PollFlags::HUP))
 }
 
-fn answer(oneshot: Result<OneShot, SetupError>, order: OwnedFd) -> Answer {
+fn answer(oneshot: Result<OneShot, SetupError>, order: OwnedFd, trace: Option<OwnedFd>) -> Answer {
     let cut = |mut error: SetupError| {
         while error.doing.len() > MAX_DOING_BYTES {
             error.doing.pop();
@@ -76,14 +78,16 @@ fn answer(oneshot: Result<OneShot, SetupError>, order: OwnedFd) -> Answer {
         Err(error) => return Answer::NoSandbox(cut(error)),
     };
     let running = order.argv.first().map(|program| format!("run {}", program.to_string_lossy()));
-    match run(&oneshot, order) {
-        Ok(end) => Answer::Ended(end),
+    match run(&oneshot, order, trace) {
+        Ok(Some(end)) => Answer::Ended(end),
+        Ok(None) => Answer::Untraceable,
         Err(error) if Some(&error.doing) == running.as_ref() => Answer::Program(cut(error)),
         Err(error) => Answer::NoSandbox(cut(error)),
     }
 }
 
-fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
+/// Runs the command. Returns `None` if it must run untraced.
+fn run(oneshot: &OneShot, mut order: Order, trace: Option<OwnedFd>) -> Result<Option<ConfinedEnd>, SetupError> {
     if oneshot.user_namespace() != UserNamespace::None {
         // Only the user who started this process exists.
         order.root.run_as = None;
@@ -116,13 +120,14 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         workdir: order.workdir,
         argv: order.argv,
         pack: None,
-        trace: None,
+        // Nothing that is shown can be written, so no layer has to be told from it.
+        trace: trace.is_some().then(|| TraceSpec { uppers: Vec::new() }),
         terminal: false,
         env: order.env,
     };
     let bounds = Bounds { timeout: Some(order.time), grace: std::time::Duration::ZERO };
-    let end = oneshot.run(&spec, true, bounds)?;
-    Ok(match end {
+    let end = oneshot.run_traced(&spec, true, bounds, trace)?;
+    Ok(Some(match end {
         End::Exited { code: 0 } => ConfinedEnd::Exited { code: 0 },
         End::Exited { .. } | End::Killed if limited.oom_killed().is_some() => ConfinedEnd::OutOfMemory,
         End::Exited { .. } if limited.too_many_processes().is_some() => ConfinedEnd::TooManyProcesses,
@@ -130,8 +135,9 @@ fn run(oneshot: &OneShot, mut order: Order) -> Result<ConfinedEnd, SetupError> {
         End::OutOfMemory => ConfinedEnd::OutOfMemory,
         End::TooManyProcesses => ConfinedEnd::TooManyProcesses,
         End::TimedOut => ConfinedEnd::TimedOut,
-        End::Killed | End::Interrupted | End::Untraceable => ConfinedEnd::Killed,
-    })
+        End::Untraceable => return Ok(None),
+        End::Killed | End::Interrupted => ConfinedEnd::Killed,
+    }))
 }
 
 /// Forbids core dumps, which would be passed to a handler outside, and large files in memory.

@@ -13,12 +13,13 @@
 
 mod files;
 mod helper;
+mod kept;
 
 use std::{
     ffi::{CString, OsString},
     io::{self, Read},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStringExt, fs::MetadataExt, process::CommandExt},
     },
     path::{Path, PathBuf},
@@ -36,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use self::files::Files;
 pub(super) use self::helper::run_if_marked;
+pub use self::kept::{KeptOutput, KeptOutputs};
 use super::jail::{self, Bind, MemoryRoot, SetupError, user_namespace_hint, wire};
 use crate::userns::{NoHelper, locate};
 
@@ -181,6 +183,8 @@ struct Order {
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Ended(ConfinedEnd),
+    /// A program of the command traces others by seccomp, so it must run untraced.
+    Untraceable,
     NoSandbox(SetupError),
     Program(SetupError),
 }
@@ -194,8 +198,21 @@ impl ConfinedCommand {
     /// # Errors
     /// Returns an error if the program did not run. A program that fails or exceeds a limit is not an error.
     pub fn run(&self, on_stderr: &mut dyn FnMut(&[u8])) -> Result<ConfinedOutput, ConfinedError> {
-        let order = self.order()?;
-        let order = wire::to_memory_file(&order).map_err(|error| setup_failed(&error))?;
+        match self.run_order(&self.order()?, None, on_stderr)? {
+            Some(output) => Ok(output),
+            None => Err(failed("run a confined program")(io::Error::other("it was traced"))),
+        }
+    }
+
+    /// Runs the program, and has its trace written to a file, if one is given. Returns `None` if the program
+    /// must run without that.
+    fn run_order(
+        &self,
+        order: &Order,
+        trace: Option<BorrowedFd<'_>>,
+        on_stderr: &mut dyn FnMut(&[u8]),
+    ) -> Result<Option<ConfinedOutput>, ConfinedError> {
+        let order = wire::to_memory_file(order).map_err(|error| setup_failed(&error))?;
         let (ours, theirs) = wire::pair().map_err(|errno| failed("make a socket")(errno.into()))?;
         let program = locate(self.helper.as_deref())?;
         let child = Command::new(&program)
@@ -211,8 +228,8 @@ impl ConfinedCommand {
             .spawn()
             .map_err(failed("start the sandbox's helper"))?;
         let mut running = Running { child, ended: false };
-        wire::send(&ours, b"o", &[order.as_fd()])
-            .map_err(|errno| failed("talk to the sandbox's helper")(errno.into()))?;
+        let fds: Vec<BorrowedFd<'_>> = [order.as_fd()].into_iter().chain(trace).collect();
+        wire::send(&ours, b"o", &fds).map_err(|errno| failed("talk to the sandbox's helper")(errno.into()))?;
         drop(order);
         let watched = running.watch(&ours, self.limits, on_stderr)?;
         let answer = receive(&ours)?;
@@ -220,6 +237,7 @@ impl ConfinedCommand {
         let end = match (watched.over, answer) {
             (Some(stream), _) => ConfinedEnd::TooMuchOutput(stream),
             (None, Some(Answer::Ended(end))) => end,
+            (None, Some(Answer::Untraceable)) => return Ok(None),
             (None, Some(Answer::NoSandbox(reason))) => {
                 let hint = if reason.doing.contains("user namespace") || reason.doing.contains("/proc/self/") {
                     user_namespace_hint(&reason)
@@ -231,7 +249,7 @@ impl ConfinedCommand {
             (None, Some(Answer::Program(error))) => return Err(ConfinedError::Program(error)),
             (None, None) => ConfinedEnd::Killed,
         };
-        Ok(ConfinedOutput { end, stdout: watched.stdout })
+        Ok(Some(ConfinedOutput { end, stdout: watched.stdout }))
     }
 
     fn order(&self) -> Result<Order, ConfinedError> {

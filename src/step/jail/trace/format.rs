@@ -13,7 +13,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 /// The name and the version of the format. Increase the version with any change of a type in this file.
-const HEADER: &[u8; 9] = b"hm-trace\x01";
+const HEADER: &[u8; 9] = b"hm-trace\x02";
+/// That of the version before, which has fewer reasons.
+const HEADER_1: &[u8; 9] = b"hm-trace\x01";
 
 /// The longest path, in bytes. The kernel takes no longer ones in a call, but a resolved path may be longer.
 pub(super) const MAX_PATH_BYTES: usize = 16 << 10;
@@ -117,6 +119,20 @@ pub enum Reason {
     SecretPath,
     /// This service ran beside it, and what a service reads is not traced.
     Service(String),
+    /// It got files of other steps.
+    OtherSteps,
+    /// It saw the real times of source files.
+    RealTimes,
+    /// This file of the machine changed while it ran.
+    Changed(Vec<u8>),
+    /// The clock was set while it ran.
+    Clock,
+    /// What it read of this path is not what is there.
+    Contradiction(Vec<u8>),
+    /// The layer that it wrote was merged with others.
+    Merged,
+    /// It has cache directories.
+    CacheDirs,
 }
 
 impl fmt::Display for Reason {
@@ -140,6 +156,13 @@ impl fmt::Display for Reason {
             ),
             Self::SecretPath => f.write_str("paths that contain a secret's value were left out"),
             Self::Service(name) => write!(f, "its service {name} is not traced"),
+            Self::OtherSteps => f.write_str("it got files of other steps"),
+            Self::RealTimes => f.write_str("it saw the real times of source files"),
+            Self::Changed(path) => write!(f, "{} changed while it ran", text(path)),
+            Self::Clock => f.write_str("the clock was set while it ran"),
+            Self::Contradiction(path) => write!(f, "what it read of {} cannot be confirmed", text(path)),
+            Self::Merged => f.write_str("its layer was merged with others"),
+            Self::CacheDirs => f.write_str("it has cache directories"),
         }
     }
 }
@@ -215,7 +238,8 @@ impl Trace {
     /// # Errors
     /// Returns an error if they are not a trace of this version, or are larger than one can be.
     pub fn decode(bytes: &[u8]) -> Result<Self, TraceError> {
-        let compressed = bytes.strip_prefix(HEADER).ok_or(TraceError::Header)?;
+        let compressed =
+            bytes.strip_prefix(HEADER).or_else(|| bytes.strip_prefix(HEADER_1)).ok_or(TraceError::Header)?;
         let mut body = Vec::new();
         let decoder = zstd::stream::read::Decoder::with_buffer(compressed).map_err(TraceError::Compressed)?;
         decoder.take(MAX_BODY_BYTES + 1).read_to_end(&mut body).map_err(TraceError::Compressed)?;
@@ -307,6 +331,16 @@ mod tests {
         it.variables.insert("PATH".into());
         it.reasons.insert(Reason::KernelFile(b"/proc/uptime".to_vec()));
         assert_eq!(Trace::decode(&it.encode().unwrap()).unwrap(), it);
+    }
+
+    #[test]
+    fn a_trace_of_the_version_before_is_read() {
+        let it = trace(&[("/usr", Kinds::DIRECTORY)]);
+        let encoded = it.encode().unwrap();
+        let older = [&HEADER_1[..], &encoded[HEADER.len()..]].concat();
+        assert_eq!(Trace::decode(&older).unwrap(), it);
+        let later = [&b"hm-trace\x03"[..], &encoded[HEADER.len()..]].concat();
+        assert!(matches!(Trace::decode(&later), Err(TraceError::Header)));
     }
 
     #[test]

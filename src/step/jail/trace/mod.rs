@@ -9,6 +9,7 @@
 //! Runs in pid 1 of the step, in the loop in which it waits for children. The design is in
 //! `docs/design/traces.md`.
 
+mod answers;
 mod audit;
 mod caller;
 mod calls;
@@ -23,6 +24,8 @@ mod support;
 mod tracer;
 
 pub use self::support::check_support;
+pub(super) use answers::answer;
+pub use answers::{Answer, Change, Node, Status, answer_here, decode_answers};
 pub(super) use calls::{FOREIGN, reported};
 pub use format::{Kinds, Reason, Trace, TraceError, check_decoder};
 pub(super) use tracer::{Answered, Tracer};

@@ -29,7 +29,7 @@ const OWN: [&str; 24] = [
 ];
 
 /// What is ignored below `/proc`, with everything below it.
-const PROC: [&str; 9] = [
+const PROC: [&str; 11] = [
     "cpuinfo",
     "filesystems",
     "meminfo",
@@ -38,7 +38,9 @@ const PROC: [&str; 9] = [
     "sys/kernel/cap_last_cap",
     "sys/kernel/ngroups_max",
     "sys/kernel/osrelease",
+    "sys/vm/mmap_min_addr",
     "sys/vm/overcommit_memory",
+    "version_signature",
 ];
 
 /// What is ignored below `/sys`, with everything below it.
@@ -144,6 +146,7 @@ mod tests {
             "/dev/shm/sem.x",
             "/proc/1",
             "/proc/sys/vm/overcommit_memory",
+            "/proc/version_signature",
         ] {
             assert!(ignored(path), "{path}");
         }

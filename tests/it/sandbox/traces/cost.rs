@@ -16,7 +16,7 @@ const STEPS: usize = 3;
 /// Returns a project with a chain of steps.
 fn project() -> Project {
     let project = Project::new();
-    let step = |at: usize| json!({ "step": { "key": format!("s{at}"), "cmd": "cat F", "runner_args": { "network": "none" } }, "env": {} });
+    let step = |at: usize| json!({ "step": { "key": format!("s{at}"), "cmd": format!("cat F # {at}"), "runner_args": { "network": "none" } }, "env": {} });
     let nodes: Vec<_> = (0..STEPS).map(step).collect();
     let edges: Vec<_> = (1..STEPS).map(|at| json!([at - 1, at, "builds_in"])).collect();
     let graph = json!({ "nodes": nodes, "node_holes": [], "edge_property": "directed", "edges": edges });
@@ -25,14 +25,15 @@ fn project() -> Project {
     project
 }
 
-/// Returns the system calls of a run that matter here, one a line, or `None` if they cannot be seen.
-fn calls(project: &Project, args: &[&str]) -> Option<Vec<String>> {
+/// Returns the system calls of a run that matter here, one a line, or `None` if they cannot be seen. `shadow`
+/// is the value of HM_CACHE_SHADOW.
+fn calls(project: &Project, args: &[&str], shadow: &str) -> Option<Vec<String>> {
     let log = project.store.with_extension("calls");
     let run = project.hm(&[&["run", "--format", "human"][..], args].concat());
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-e", "trace=seccomp,process_vm_readv,memfd_create,clone,clone3", "-o"]);
     strace.arg(&log).arg(run.get_program()).args(run.get_args());
-    strace.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    strace.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("HM_CACHE_SHADOW", shadow);
     if let Some(dir) = run.get_current_dir() {
         strace.current_dir(dir);
     }
@@ -52,8 +53,17 @@ fn count(calls: &[String], part: &str) -> usize {
 #[test]
 fn an_untraced_step_makes_none_of_the_tracers_calls() {
     let project = project();
-    let Some(plain) = calls(&project, &[]) else { return };
-    let Some(traced) = calls(&project, &["--check-inputs"]) else { return };
+    let Some(plain) = calls(&project, &[], "") else { return };
+    let Some(traced) = calls(&project, &["--check-inputs"], "") else { return };
+    let Some(shadow) = calls(&project, &[], "1") else { return };
+    assert_eq!(count(&plain, "hm-answers") + count(&traced, "hm-answers"), 0, "that is for shadow mode");
+    assert!(count(&shadow, "hm-answers") >= STEPS, "{shadow:#?}");
+    let Some(off) = calls(&project, &["--cache", "off"], "") else { return };
+    let Some(auto) = calls(&project, &["--cache", "auto"], "") else { return };
+    assert!(count(&auto, "hm-answers") >= STEPS && count(&auto, "NEW_LISTENER") >= STEPS, "{auto:#?}");
+    for part in ["NEW_LISTENER", "process_vm_readv(", "hm-trace", "hm-answers"] {
+        assert_eq!(count(&off, part), 0, "{part}: {off:#?}");
+    }
     for part in ["NEW_LISTENER", "process_vm_readv(", "hm-trace"] {
         assert_eq!(count(&plain, part), 0, "{part}: {plain:#?}");
         assert!(count(&traced, part) >= STEPS, "{part}: {traced:#?}");

@@ -1,5 +1,5 @@
 //! Any program of file operations, and any edit of what it starts from: if the edit touches nothing that its
-//! trace has, it does the same over the edited files.
+//! trace has, it does the same over the edited files. A look-up by its trace finds it then, and only then.
 //!
 //! The program prints what it gets to know. So the test needs no model of what a program reads.
 
@@ -9,17 +9,22 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use hm_exec::{
+    SnapshotRef, StepResult,
     cache::{Kinds, Trace},
-    runner::StepRunner,
+    event::ShadowVerdict,
+    runner::{ShadowMode, StepRunner},
 };
 use proptest::{
     prelude::*,
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
+
+use serde_json::json;
 
 use super::{Traced, built};
 use crate::support::sandbox::{Ask, Bench};
@@ -31,6 +36,11 @@ const FEWEST: u32 = 40;
 /// Without it: so many, or as many as the time allows.
 const DEFAULT_CASES: u32 = 2000;
 const DEFAULT_TIME: Duration = Duration::from_secs(40);
+/// How many edits that touch something there are for one of them that is looked up: it costs a run.
+const LOOKED_UP: u32 = 8;
+/// How many edits that touch nothing there are for one of them after which a child's files are compared: that
+/// costs two runs.
+const WITH_CHILD: u32 = 4;
 /// The most edits of a program.
 const EDITS: usize = 20;
 
@@ -143,27 +153,40 @@ fn touches(trace: &Trace, before: &Tree, after: &Tree) -> bool {
         let (was, is) = (before.get(path), after.get(path));
         let types = |it: Option<&(char, u32, Vec<u8>)>| it.map(|it| it.0);
         let modes = |it: Option<&(char, u32, Vec<u8>)>| it.map(|it| it.1);
-        let sizes = |it: Option<&(char, u32, Vec<u8>)>| it.map(|it| it.2.len());
         let is_read = |kind: Kinds| kinds.contains(kind);
         // What an entry says is only ever asked of what was there.
-        (is_read(Kinds::CONTENT) || is_read(Kinds::LINK)) && was != is
-            || is_read(Kinds::METADATA) && (types(was), modes(was), sizes(was)) != (types(is), modes(is), sizes(is))
+        // What was asked for counts with its content, which decides on its time.
+        let whole = [Kinds::CONTENT, Kinds::LINK, Kinds::METADATA, Kinds::WRITTEN];
+        whole.into_iter().any(is_read) && was != is
             || is_read(Kinds::DIRECTORY) && (types(was), modes(was)) != (types(is), modes(is))
             || is_read(Kinds::ABSENT) && types(was) != types(is)
             || is_read(Kinds::LISTING) && listing(before, path) != listing(after, path)
     })
 }
 
-/// Runs a program. Returns its trace, and the files that it left in its layer.
-async fn effects(bench: &Bench, cmd: &str) -> (Traced, Tree) {
-    let it = Traced::run(bench, Ask::new(cmd)).await;
+/// Returns what a child of a step sees, over the source of today.
+async fn seen_over(bench: &Bench, snapshot: &SnapshotRef) -> String {
+    let cmd = "find w -printf '%p %y %m %l\\n' | sort; find w -type f | sort | xargs -r head -v";
+    let mut run = bench.run();
+    let parent = StepResult::exited(0).with_snapshot(Some(snapshot.clone()));
+    let child = bench.step(&mut run, Ask::new(cmd).args(json!({ "network": "none" })).after(&parent)).await.unwrap();
+    assert_eq!(child.exit_code, 0);
+    bench.runner.reap_snapshots(child.committed_snapshot.into_iter().collect()).await;
+    run.output().await
+}
+
+/// Runs a program in shadow mode, as a step of a project. Returns its trace, the files that it left in its
+/// layer, and what came of the look-up. The caller removes its snapshot.
+async fn effects(bench: &Bench, project: usize, cmd: &str) -> (Traced, Tree, ShadowVerdict) {
+    let mode = Arc::new(ShadowMode::new(project.to_string()));
+    let it = Traced::run_in(bench, Ask::new(cmd), Some(Arc::clone(&mode))).await;
+    let verdict = mode.verdicts().pop().unwrap().1;
     let reference = it.snapshot.clone().unwrap();
     let snapshot = bench.store.snapshots().get(&reference).unwrap();
     // A step that changed nothing has no layer.
     let work = snapshot.layers.first().map(|layer| bench.store.layers().dir(layer).join("workspace/w"));
     let left = work.filter(|work| work.is_dir()).map_or_else(Tree::new, |work| tree(&work));
-    bench.runner.reap_snapshots(vec![reference]).await;
-    (it, left)
+    (it, left, verdict)
 }
 
 #[test]
@@ -182,7 +205,8 @@ fn an_edit_that_touches_nothing_of_the_trace_changes_nothing() {
         None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
     };
     let strategy = (prop::collection::vec(operation(), 1..10), prop::collection::vec(edit(), EDITS));
-    let (untouched, touched) = (Cell::new(0_u32), Cell::new(0_u32));
+    let (untouched, touched, looked_up) = (Cell::new(0_u32), Cell::new(0_u32), Cell::new(0_u32));
+    let projects = Cell::new(0_usize);
     let tried = || untouched.get() + touched.get();
     let bench = Bench::new();
     fs::copy(program, bench.source().join("edits")).unwrap();
@@ -201,9 +225,15 @@ fn an_edit_that_touches_nothing_of_the_trace_changes_nothing() {
         }
         let cmd = format!("cd w && /workspace/edits {}", operations.join(" "));
         renew();
-        let (first, left) = runtime.block_on(effects(&bench, &cmd));
+        // No program finds what another one left.
+        projects.set(projects.get() + 1);
+        let project = projects.get();
+        let (first, left, verdict) = runtime.block_on(effects(&bench, project, &cmd));
         prop_assert_eq!(first.reasons(), Vec::<String>::new(), "{}", cmd);
+        prop_assert_eq!(verdict, ShadowVerdict::default(), "{}: {:?}", cmd, first.source());
         let before = tree(&work);
+        let reused = first.snapshot.clone().unwrap();
+        let mut remove = vec![reused.clone()];
         for edit in edits {
             renew();
             if !edit.make(&work) {
@@ -212,19 +242,38 @@ fn an_edit_that_touches_nothing_of_the_trace_changes_nothing() {
             let after = tree(&work);
             if touches(&first.trace, &before, &after) {
                 touched.set(touched.get() + 1);
-                continue;
+                if touched.get() % LOOKED_UP != 0 {
+                    continue;
+                }
+                looked_up.set(looked_up.get() + 1);
+                let (other, _, verdict) = runtime.block_on(effects(&bench, project, &cmd));
+                remove.extend(other.snapshot);
+                prop_assert!(!verdict.found, "{} after {:?}: {:?}", cmd, edit, first.source());
+                // What this run read must not be found by the next edit.
+                break;
             }
             untouched.set(untouched.get() + 1);
-            let (again, left_again) = runtime.block_on(effects(&bench, &cmd));
+            let (again, left_again, verdict) = runtime.block_on(effects(&bench, project, &cmd));
+            let is_right = verdict.found && verdict.difference.is_none();
+            prop_assert!(is_right, "{} after {:?}: {:?} {:?}", cmd, edit, verdict, first.source());
             prop_assert_eq!(first.code, again.code, "{} after {:?}: {:?}", cmd, edit, first.source());
             prop_assert_eq!(&first.output, &again.output, "{} after {:?}: {:?}", cmd, edit, first.source());
             prop_assert_eq!(&left, &left_again, "{} after {:?}: {:?}", cmd, edit, first.source());
+            let fresh = again.snapshot.clone().unwrap();
+            if untouched.get() % WITH_CHILD == 0 {
+                // A child of the first result sees what it would see over that of the second run.
+                let [reused, fresh] = [&reused, &fresh].map(|it| runtime.block_on(seen_over(&bench, it)));
+                prop_assert_eq!(reused, fresh, "{} after {:?}: {:?}", cmd, edit, first.source());
+            }
+            remove.push(fresh);
         }
+        runtime.block_on(bench.runner.reap_snapshots(remove));
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
     let (untouched, touched) = (untouched.get(), touched.get());
-    println!("{untouched} edits touched nothing, {touched} did");
+    println!("{untouched} edits touched nothing, {touched} did, of which {} were looked up", looked_up.get());
+    assert!(looked_up.get() > 0);
     // Otherwise everything would be recorded as read, or nothing would be edited.
     let enough = if wanted.is_some() { cases / 10 } else { FEWEST };
     assert!(untouched > enough && touched > enough, "{untouched} edits touched nothing, {touched} did");

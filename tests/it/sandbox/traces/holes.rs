@@ -2,10 +2,12 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::{PermissionsExt, symlink},
+    sync::Arc,
 };
 
-use hm_exec::cache::Kinds;
+use hm_exec::{cache::Kinds, event::ShadowVerdict, runner::ShadowMode};
 
 use super::{Traced, built};
 use crate::support::sandbox::{Ask, Bench};
@@ -47,7 +49,44 @@ macro_rules! records {
                 assert_eq!(it.reasons(), Vec::<String>::new());
             }
         )*
+
+        /// No hole makes a look-up take a result that an edit changed.
+        mod misses {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::assert_missed_after_edit(stringify!($name), $path).await;
+                }
+            )*
+        }
     };
+}
+
+/// Runs a program twice in shadow mode, with an edit of what it reads between, and tests that nothing is
+/// found.
+async fn assert_missed_after_edit(name: &str, path: &str) {
+    let Some(bench) = bench() else { return };
+    let look_up = async || {
+        let mode = Arc::new(ShadowMode::new("p"));
+        let it = Traced::run_in(&bench, Ask::new(format!("./holes {name}")), Some(Arc::clone(&mode))).await;
+        (it, mode.verdicts().pop().unwrap().1)
+    };
+    let (it, verdict) = look_up().await;
+    assert_eq!((it.code, verdict), (0, ShadowVerdict::default()), "{name}: {}", it.output);
+    let (_, verdict) = look_up().await;
+    assert!(verdict.found && verdict.difference.is_none(), "without an edit: {verdict:?}");
+    let file = bench.source().join(path.strip_prefix("/workspace/").unwrap());
+    if file.is_symlink() {
+        fs::remove_file(&file).unwrap();
+        symlink("d", &file).unwrap();
+    } else if file.is_dir() {
+        fs::write(file.join("new"), "").unwrap();
+    } else {
+        // A program stays one with a byte at its end.
+        fs::File::options().append(true).create(true).open(&file).unwrap().write_all(b"!").unwrap();
+    }
+    let (_, verdict) = look_up().await;
+    assert!(!verdict.found && verdict.miss.is_some_and(|miss| miss.contains(path)), "{:?}", it.source());
 }
 
 records! {

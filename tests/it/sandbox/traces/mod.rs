@@ -3,20 +3,27 @@
 mod audit;
 mod cost;
 mod edits;
+mod hidden;
 mod holes;
 mod hostile;
+mod lost;
 mod network;
+mod placed;
+mod placements;
+mod reuse;
+mod shadow;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use hm_exec::{
     SnapshotRef,
     cache::{Kinds, Trace},
+    runner::ShadowMode,
 };
 
 use crate::support::{
@@ -35,11 +42,17 @@ struct Traced {
 
 impl Traced {
     /// Runs a step, traced. If it names no network, it gets none.
-    async fn run(bench: &Bench, mut ask: Ask) -> Self {
+    async fn run(bench: &Bench, ask: Ask) -> Self {
+        Self::run_in(bench, ask, None).await
+    }
+
+    /// Does the same in shadow mode, if there is one.
+    async fn run_in(bench: &Bench, mut ask: Ask, shadow: Option<Arc<ShadowMode>>) -> Self {
         ask.args.get_or_insert_with(|| serde_json::json!({ "network": "none" }));
         let dir = tempfile::tempdir().unwrap();
         let mut run = bench.run();
         run.ctx.traces = Some(dir.path().join("traces").into());
+        run.ctx.shadow = shadow;
         let result = bench.step(&mut run, ask).await.unwrap();
         let files: Vec<PathBuf> =
             fs::read_dir(dir.path().join("traces")).unwrap().map(|file| file.unwrap().path()).collect();

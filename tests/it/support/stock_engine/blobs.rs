@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -140,7 +141,12 @@ impl Blobs {
             let aside = self.dir.join("new").join(Uuid::new_v4().to_string());
             fs::copy(self.path(function, digest)?, &aside).map_err(|_| missing(digest))?;
             fs::set_permissions(&aside, fs::Permissions::from_mode(mode)).unwrap();
-            fs::rename(aside, &path).unwrap();
+            // Another Action may have made it meanwhile. It is not replaced: a file that loses its only name
+            // between the two halves of `link` cannot be linked.
+            match fs::hard_link(&aside, &path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => panic!("{}: {error}", path.display()),
+                _ => fs::remove_file(aside).unwrap(),
+            }
         }
         Ok(path)
     }

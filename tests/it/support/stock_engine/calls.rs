@@ -34,7 +34,7 @@ impl Capabilities for Service {
             cache_capabilities: Some(reapi::CacheCapabilities {
                 digest_functions: functions.clone(),
                 action_cache_update_capabilities: Some(updates),
-                max_batch_total_size_bytes: 64 << 10,
+                max_batch_total_size_bytes: self.0.habits.batch_bytes,
                 ..Default::default()
             }),
             execution_capabilities: Some(reapi::ExecutionCapabilities {
@@ -90,6 +90,9 @@ impl ContentAddressableStorage for Service {
         &self,
         request: Request<reapi::BatchReadBlobsRequest>,
     ) -> Result<Response<reapi::BatchReadBlobsResponse>, Status> {
+        if !self.0.habits.reads_batches {
+            return Err(Status::unimplemented("BatchReadBlobs"));
+        }
         let request = request.into_inner();
         let function = self.0.function(request.digest_function)?;
         let responses = request.digests.into_iter().map(|digest| {

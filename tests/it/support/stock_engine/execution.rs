@@ -153,7 +153,14 @@ impl Execution for Service {
         }
         let limit = asked.or(state.habits.max_timeout);
         let work = Work { name, action, function, limit };
-        tokio::spawn(perform(Arc::clone(state), running, work, key));
+        let performing = tokio::spawn(perform(Arc::clone(state), Arc::clone(&running), work, key));
+        let state = Arc::clone(state);
+        // A fault of this engine must fail the test that met it, not leave it waiting.
+        tokio::spawn(async move {
+            if let Err(error) = performing.await {
+                finish(&running, &failure(&state, &Status::unimplemented(format!("the test engine: {error}")), None));
+            }
+        });
         Ok(Response::new(updates))
     }
 

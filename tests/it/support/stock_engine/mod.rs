@@ -68,6 +68,10 @@ pub(crate) struct Habits {
     pub(crate) loses_workers: u32,
     /// Whether streams of blobs stand still.
     pub(crate) stalls: bool,
+    /// Whether blobs can be read together.
+    pub(crate) reads_batches: bool,
+    /// How many bytes of blobs a batch may have.
+    pub(crate) batch_bytes: i64,
     /// Whether the output of running Actions can be read.
     pub(crate) shows_output: bool,
     /// The number of calls at once on one connection.
@@ -93,6 +97,8 @@ impl Default for Habits {
             fails: None,
             loses_workers: 0,
             stalls: false,
+            reads_batches: true,
+            batch_bytes: 64 << 10,
             shows_output: false,
             max_calls: None,
             replays: 0,
@@ -144,7 +150,7 @@ pub(crate) struct StockEngine {
     runtime: Option<tokio::runtime::Runtime>,
     address: SocketAddr,
     state: Arc<State>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// What all calls share.
@@ -229,7 +235,7 @@ impl StockEngine {
             });
             server.serve_with_incoming(accepted).await
         });
-        Self { runtime: Some(runtime), address, state, _dir: dir }
+        Self { runtime: Some(runtime), address, state, dir }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -238,6 +244,16 @@ impl StockEngine {
 
     pub(crate) fn options(&self) -> EndpointOptions {
         EndpointOptions::new(self.url())
+    }
+
+    /// Returns the directory of the blobs.
+    pub(crate) fn dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("blobs")
+    }
+
+    /// Returns the results in the action cache, by the name of their Action, to read or to change.
+    pub(crate) fn results(&self) -> std::sync::MutexGuard<'_, HashMap<String, reapi::ActionResult>> {
+        self.state.results.lock().unwrap()
     }
 
     /// Returns how many Actions a worker has begun to run.

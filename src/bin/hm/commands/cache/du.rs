@@ -64,6 +64,7 @@ fn name(kind: UsageKind) -> &'static str {
         UsageKind::Machines => "booted machines",
         UsageKind::Packages => "packages to render pipelines with",
         UsageKind::Journals => "journals and logs",
+        UsageKind::Traces => "records of what steps read",
         UsageKind::Index => "index",
         UsageKind::Waiting => "to be removed after running builds",
         UsageKind::Temporary => "temporary files",

@@ -91,6 +91,7 @@ fn reap_outside(store: &Arc<Store>) -> Vec<(&'static str, u64)> {
         ("control groups", reap_control_groups() as u64),
         ("containers", swept.containers as u64),
         ("images of containers", swept.images as u64),
+        ("volumes of containers", swept.volumes as u64),
     ]
 }
 

@@ -77,6 +77,7 @@ fn until_interrupted<T>(
         Some(Err(error @ SavedCacheError::Foreign { .. })) => {
             Err(Failure::input(what).because(error).hint("use an empty directory, or one that `hm cache save` wrote"))
         }
+        Some(Err(error @ SavedCacheError::Scope { .. })) => Err(Failure::input(what).because(error)),
         Some(Err(
             SavedCacheError::Store(StoreError::Full { .. })
             | SavedCacheError::Image(ImageError::Store(StoreError::Full { .. })),

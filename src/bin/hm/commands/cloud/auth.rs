@@ -159,7 +159,8 @@ async fn from_browser(config: &CloudConfig, service: &Service) -> Outcome<String
     let nonce = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
     let page = format!("{}/cli-login?port={port}&nonce={nonce}", config.app_url.value);
     to_stderr(&format!("Open {page}\n(or use `hm cloud login --paste`)"));
-    service::browse(&page);
+    // It waits for the program, and meanwhile the browser may call.
+    drop(tokio::task::spawn_blocking(move || service::browse(&page)));
     let deadline = Instant::now() + PATIENCE;
     let mut next = Instant::now() + PAUSE;
     loop {

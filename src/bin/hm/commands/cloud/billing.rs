@@ -110,11 +110,12 @@ pub(super) fn run(command: &Command) -> Outcome<ExitCode> {
         }
         Command::Topup { cents, no_browser, org } => {
             let url = session.ask("prepare the payment", service.checkout(&session.org(org)?, *cents))?;
+            let printed = print(&format!("pay {} at {}\n", dollars(*cents), text::clean(&url)))?;
             // What opens other addresses is not known here.
             if !no_browser && url.starts_with("https://") {
                 browse(&url);
             }
-            print(&format!("pay {} at {}\n", dollars(*cents), text::clean(&url)))
+            Ok(printed)
         }
         Command::Redeem { code, org } => {
             let redeemed = session.ask("redeem the coupon", service.redeem_coupon(&session.org(org)?, code))?;

@@ -17,6 +17,8 @@ use clap_complete::{ArgValueCandidates, ArgValueCompleter, CompletionCandidate};
 use hm_exec::{Plan, event::StepRecord, store::Store};
 
 use crate::{
+    cli,
+    commands::help,
     find_step::{find_run, runs_of, steps_of},
     pipelines::{Definition, Source},
     reporter::text,
@@ -25,6 +27,9 @@ use crate::{
 
 /// The number of earlier runs in which names are looked for.
 const RUNS: u32 = 100;
+
+/// The number of a pipeline's runs whose steps are its steps.
+const RUNS_OF_STEPS: u32 = 5;
 
 /// The names of steps, with their labels.
 type Steps = BTreeMap<String, Option<String>>;
@@ -46,6 +51,9 @@ fn add_to_arg(command: &str, arg: Arg) -> Arg {
             arg.add(ArgValueCandidates::new(|| shown(Names::typed().steps())))
         }
         ("logs" | "why" | "inputs" | "export" | "shell", "step") => arg.add(ArgValueCompleter::new(earlier_steps)),
+        ("help", "words") => {
+            arg.add(ArgValueCandidates::new(|| help::names(&cli()).into_iter().map(CompletionCandidate::new).collect()))
+        }
         ("report", "run") => arg.add(ArgValueCandidates::new(|| Names::typed().runs())),
         _ => arg,
     }
@@ -148,12 +156,13 @@ impl Names {
         steps
     }
 
-    /// Returns the steps that a pipeline had in its last run.
+    /// Returns the steps that a pipeline had in its last runs, of which some may have been of a part.
     fn last_steps(&self, pipeline: &str) -> Steps {
         let Some(store) = &self.store else { return Steps::new() };
-        let runs = runs_of(store, self.dir.as_deref(), Some(pipeline), 1).unwrap_or_default();
-        let records = runs.first().and_then(|run| steps_of(store, run).ok()).unwrap_or_default();
-        records.iter().map(step).collect()
+        let runs = runs_of(store, self.dir.as_deref(), Some(pipeline), RUNS_OF_STEPS).unwrap_or_default();
+        // The newest last, because its labels count.
+        let records = runs.iter().rev().filter_map(|run| steps_of(store, run).ok()).flatten();
+        records.map(|record| step(&record)).collect()
     }
 }
 

@@ -9,11 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hm_exec::store::Exposure;
+use hm_exec::{
+    cache::{CacheMode, check_traces},
+    store::Exposure,
+};
 use serde::Serialize;
 
 use crate::{
-    config::Shown,
+    config::{Shown, Sourced},
     pipelines::{
         Source, harmont_wheel,
         interpreter::{self, Interpreter, Program},
@@ -21,6 +24,9 @@ use crate::{
     },
     store,
 };
+
+/// The name of the check of the configuration.
+pub(super) const CONFIGURATION: &str = "configuration";
 
 /// The result of one check.
 #[derive(Debug, Serialize)]
@@ -48,7 +54,7 @@ pub(super) fn all() -> Vec<Check> {
         Check { name: "user namespaces".into(), finding: user_namespaces() },
         Check { name: "overlay".into(), finding: overlay() },
         Check { name: "store".into(), finding: store_dir() },
-        Check { name: "configuration".into(), finding: configuration() },
+        Check { name: CONFIGURATION.into(), finding: configuration() },
         Check { name: "uid ranges".into(), finding: uid_ranges() },
         Check { name: "cgroups".into(), finding: cgroups() },
         Check { name: "kvm".into(), finding: kvm() },
@@ -234,6 +240,18 @@ fn kvm() -> Finding {
     }
 }
 
+/// Checks whether what steps read can be recorded. `mode` is that of the configuration.
+pub(super) fn traces(mode: &Sourced<CacheMode>) -> Finding {
+    match (check_traces(), mode.value) {
+        (Ok(()), _) => good("what steps read can be recorded"),
+        (Err(why), CacheMode::Auto) => lacking(
+            format!("{why}; without it, `[cache] mode = \"auto\"` ({}) is the same as \"declared\"", mode.source),
+            "nothing is wrong with results; use another kernel, or run hm outside of what traces it",
+        ),
+        (Err(why), _) => lacking(why, "only `hm run --cache auto` and `--check-inputs` need it"),
+    }
+}
+
 fn python() -> Finding {
     const USE: &str = "only pipelines in Python need it";
     const INSTALL: &str = "install Python 3, then `pip install harmont`";
@@ -248,7 +266,7 @@ fn python() -> Finding {
     if let Program::OfTheCheckout(program) = &program {
         return good(format!("{}: part of this checkout, so it runs only in the sandbox", program.display()));
     }
-    match Interpreter::of(program, &checkout) {
+    match Interpreter::of(program, &checkout, None) {
         Ok(found) => match found.harmont() {
             Some(version) => good(format!("harmont {version}")),
             None if !harmont_wheel::is_forbidden() => {

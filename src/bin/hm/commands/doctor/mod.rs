@@ -11,7 +11,7 @@ use hm_exec::runner::Probe;
 use super::{AnswerFormat, print, print_json};
 use crate::{
     commands::runners,
-    config::ConfigArgs,
+    config::{Config, ConfigArgs},
     exit_code,
     failure::Outcome,
     reporter::{style::Style, text},
@@ -32,10 +32,41 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let mut checks = checks::all();
-    let config = runners::resolve(&args.config)?;
+    let resolved = runners::resolve(&args.config);
+    let mode = resolved.as_ref().map(|config| config.cache_mode.clone()).unwrap_or_default();
+    checks.push(Check { name: "traces".into(), finding: checks::traces(&mode) });
+    match resolved {
+        Ok(config) => checks.extend(runner_checks(config)?),
+        // One of the checks says what is wrong.
+        Err(_) if checks.iter().any(|check| check.name == checks::CONFIGURATION && is_bad(check)) => {
+            checks.push(Check {
+                name: "runners".into(),
+                finding: Finding::Lacking {
+                    what: "not checked, because the configuration is invalid".into(),
+                    fix: "correct it, then run `hm doctor` again".into(),
+                },
+            });
+        }
+        Err(failure) => return Err(failure),
+    }
+    checks.extend(hosted::check().map(|finding| Check { name: "hosted service".into(), finding }));
+    let works = !checks.iter().any(is_bad);
+    match args.format {
+        AnswerFormat::Text => print(&as_text(&checks))?,
+        AnswerFormat::Json => print_json(&checks)?,
+    };
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::from(exit_code::COULD_NOT_RUN) })
+}
+
+fn is_bad(check: &Check) -> bool {
+    matches!(check.finding, Finding::Bad { .. })
+}
+
+/// Tries each runner.
+fn runner_checks(config: Config) -> Outcome<Vec<Check>> {
     let (has_engine, has_daemon) = (config.endpoint.is_some(), config.docker_host.is_some());
     let runners = runners::try_all(config)?;
-    checks.extend(runners.into_iter().map(|(runner, probe)| Check {
+    let checks = runners.into_iter().map(|(runner, probe)| Check {
         name: format!("runner {}", runner.name),
         finding: match probe {
             Probe::Usable { note, .. } => Finding::Good(note.unwrap_or_else(|| "available".into())),
@@ -49,14 +80,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             }
             Probe::Unusable { reason, hint, .. } => Finding::Bad { what: reason, fix: hint },
         },
-    }));
-    checks.extend(hosted::check().map(|finding| Check { name: "hosted service".into(), finding }));
-    let works = !checks.iter().any(|check| matches!(check.finding, Finding::Bad { .. }));
-    match args.format {
-        AnswerFormat::Text => print(&as_text(&checks))?,
-        AnswerFormat::Json => print_json(&checks)?,
-    };
-    Ok(if works { ExitCode::SUCCESS } else { ExitCode::from(exit_code::COULD_NOT_RUN) })
+    });
+    Ok(checks.collect())
 }
 
 fn as_text(checks: &[Check]) -> String {

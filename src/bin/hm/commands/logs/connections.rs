@@ -1,6 +1,7 @@
 //! `hm logs --network`: the connections of steps.
 
 use std::{
+    collections::BTreeSet,
     io::{self, BufWriter, ErrorKind, Write},
     process::ExitCode,
     time::Duration,
@@ -16,7 +17,7 @@ use hm_exec::{
 use super::super::AnswerFormat;
 use crate::{
     failure::{Failure, Outcome},
-    reporter::text,
+    reporter::{text, to_stderr},
 };
 
 /// Prints the connections of one step, or of all.
@@ -30,13 +31,14 @@ pub(super) fn show(
     let index = step.and_then(|step| steps.iter().position(|known| known.key == step.key));
     let index = index.and_then(|at| u32::try_from(at).ok()).map(StepIndex);
     let mut stdout = BufWriter::new(io::stdout().lock());
-    let mut shown = Ok(());
+    let (mut shown, mut count) = (Ok(()), 0_u64);
     let read = event::connections(store.runs().dir(run.id), index, |record| {
         let line = match format {
             AnswerFormat::Text => connection_line(&record, step.is_none()),
             AnswerFormat::Json => serde_json::to_string(&record).unwrap_or_default(),
         };
         shown = writeln!(stdout, "{line}");
+        count += 1;
         shown.is_ok()
     });
     read.map_err(|error| {
@@ -46,8 +48,22 @@ pub(super) fn show(
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::infrastructure("failed to write to stdout").because(error))
         }
-        _ => Ok(ExitCode::SUCCESS),
+        _ => {
+            let chosen = steps.iter().filter(|known| step.is_none_or(|step| known.key == step.key));
+            let without: BTreeSet<&str> =
+                chosen.map(|known| &*known.runner).filter(|name| records_none(name)).collect();
+            if count == 0 && !without.is_empty() {
+                let names: Vec<_> = without.iter().map(|name| format!("`{name}`")).collect();
+                to_stderr(&format!("note: connections of steps on {} are not recorded", names.join(" and ")));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// Returns whether the runner with this name does not see the connections of its steps.
+pub(in crate::commands) fn records_none(runner: &str) -> bool {
+    matches!(runner, "cloud" | "docker" | "process")
 }
 
 /// Returns a connection as a line: when it ended, whereto, how it ended, and what was passed on.

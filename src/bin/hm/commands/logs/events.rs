@@ -137,6 +137,8 @@ struct Printer {
     /// Whether each line begins with its step.
     has_prefix: bool,
     has_time: bool,
+    /// The only attempt to show, if the user chose one.
+    attempt: Option<u32>,
     format: AnswerFormat,
     /// With `-n`: the last lines, until everything that exists was read.
     last: Option<(usize, VecDeque<String>)>,
@@ -161,6 +163,7 @@ impl Printer {
             out: BufWriter::new(stdout),
             has_prefix: chosen.len() != 1,
             has_time: args.timestamps,
+            attempt: args.attempt,
             format: args.format,
             last: args.lines.map(|lines| (lines, VecDeque::new())),
             open: steps.len(),
@@ -170,8 +173,10 @@ impl Printer {
 
     fn event(&mut self, event: &BuildEvent) -> io::Result<Next> {
         match event {
-            BuildEvent::StepLog { step_id, .. } => {
-                if let Some(key) = self.steps.get(step_id) {
+            BuildEvent::StepLog { step_id, attempt, .. } => {
+                if let Some(key) = self.steps.get(step_id)
+                    && self.attempt.is_none_or(|only| only == *attempt)
+                {
                     let line = self.line(key, event)?;
                     self.print(line)?;
                 }

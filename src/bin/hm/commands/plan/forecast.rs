@@ -62,7 +62,9 @@ impl Forecast {
         request.pipeline_slug.clone_from(pipeline);
         request.project = Some(project_id::of_source(&request.repo_root, &config.projects, config.share.as_ref()));
         BindArgs::apply(options.clone(), &mut request);
-        request.options.source_times = config.source_times;
+        request.options.cache_mode = config.cache_mode.value;
+        request.options.source_times = config.source.times;
+        request.options.source_ignore.clone_from(&config.source.ignore);
         let known = previous_runs::read(&store, &request.repo_root, pipeline, plan).durations;
         let mut images = ImageOptions::from_env().map_err(Failure::input)?;
         images.pull = PullPolicy::Never;

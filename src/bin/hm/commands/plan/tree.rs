@@ -10,8 +10,8 @@ use crate::{
     reporter::{style::Style, text},
 };
 
-/// The longest reason that is shown, in characters.
-const REASON_CHARS: usize = 60;
+/// The longest name, and the longest reason, that a terminal shows, in characters.
+pub(super) const CELL_CHARS: usize = 60;
 
 /// A row of the table, and the step that it shows.
 struct Row<'a> {
@@ -28,30 +28,35 @@ struct Columns {
     predictions: bool,
     /// Each step's runner, if they have several.
     runners: bool,
+    /// The longest name, and the longest reason, in characters.
+    longest: usize,
 }
 
-/// Returns the text. With `is_verbose`, each step has its arguments and its command below it.
-pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, style: Style) -> String {
+/// Returns the text. With `is_verbose`, each step has its arguments and its command below it. Names and
+/// reasons have at most as many characters as the `longest`.
+pub(super) fn text(shown: &Shown<'_>, is_verbose: bool, longest: usize, style: Style) -> String {
     let mut out = heading(shown);
     let rows = rows(shown);
     let columns = Columns {
         predictions: shown.steps.iter().any(|step| step.prediction.is_some()),
         runners: only_runner(shown).is_none(),
+        longest,
     };
     let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, columns, style)).collect();
     out.push('\n');
     for (row, line) in rows.iter().zip(table(&cells).lines()) {
-        out.push_str(&format!("{line}\n"));
+        out.push_str(&format!("{}\n", text::symbols(line)));
+        let below = text::symbols(&row.below);
         for ShownInput { step, path, target } in &row.step.inputs {
             let line = text::clean(&format!("{target}: {path} of step {step}"));
-            out.push_str(&format!("{}  {line}\n", row.below));
+            out.push_str(&format!("{below}  {line}\n"));
         }
         if is_verbose {
             for (name, ShownArgument { value, from }) in &row.step.arguments {
-                out.push_str(&format!("{}  {}\n", row.below, text::clean(&format!("{name} = {value} ({from})"))));
+                out.push_str(&format!("{below}  {}\n", text::clean(&format!("{name} = {value} ({from})"))));
             }
             for line in row.step.cmd.lines() {
-                out.push_str(&format!("{}  {}\n", row.below, style.dim(&format!("$ {}", text::clean(line)))));
+                out.push_str(&format!("{below}  {}\n", style.dim(&format!("$ {}", text::clean(line)))));
             }
         }
     }
@@ -118,13 +123,14 @@ fn cells(row: &Row<'_>, columns: Columns, style: Style) -> Vec<String> {
     let Row { step, branch, .. } = row;
     let key = text::clean(step.key);
     let name = match step.label {
-        Some(label) if !label.eq_ignore_ascii_case(step.key) => format!("{} ({key})", text::clean(label)),
+        Some(label) if !text::is_key(label, step.key) => format!("{} ({key})", text::clean(label)),
         _ => key,
     };
-    let mut cells = vec![format!("{branch}{}", style.name(&name))];
+    // One long label would push the columns of all steps out of a terminal.
+    let mut cells = vec![format!("{branch}{}", style.name(&text::cut(&name, columns.longest)))];
     // Without any prediction there is no column for it.
     if columns.predictions {
-        cells.push(step.prediction.map_or_else(String::new, |prediction| verdict(prediction, style)));
+        cells.push(step.prediction.map_or_else(String::new, |prediction| verdict(prediction, columns.longest, style)));
         let runs = step.prediction.is_none_or(Prediction::runs);
         cells.push(step.last_ms.filter(|_| runs).map(duration).unwrap_or_default());
     }
@@ -132,24 +138,28 @@ fn cells(row: &Row<'_>, columns: Columns, style: Style) -> Vec<String> {
     cells
 }
 
-fn verdict(prediction: &Prediction, style: Style) -> String {
+fn verdict(prediction: &Prediction, longest: usize, style: Style) -> String {
     let why = match prediction {
         Prediction::Cached { .. } => return style.good("cached"),
         Prediction::ParentRuns { .. } | Prediction::NotCached => return "will run".into(),
         Prediction::InputRuns { step } => return format!("runs if {} leaves other files", text::clean(step)),
         Prediction::Refreshed => "asked for".into(),
         Prediction::Missed { differences, .. } if !differences.is_empty() => {
-            let first = why::difference(&differences[0]);
-            match differences.len() {
+            let causes = why::causes(differences);
+            let first = why::difference(causes[0]);
+            match causes.len() {
                 1 => first,
                 count => format!("{first}, and {} more", count - 1),
             }
         }
-        Prediction::Missed { message: Some(message), .. } => text::clean(message),
+        // What would have to be downloaded is just missing: a plan downloads nothing.
+        Prediction::Missed { message: Some(message), .. } => {
+            text::clean(message.split(", and downloads are disabled").next().unwrap_or(message))
+        }
         Prediction::Missed { reason: CacheMissReason::Expired, .. } => "its result is too old".into(),
         _ => "not in the cache".into(),
     };
-    format!("will run: {}", text::cut(&why, REASON_CHARS))
+    format!("will run: {}", text::cut(&why, longest))
 }
 
 /// Returns what else there is to know about a step.
@@ -170,6 +180,9 @@ fn facts(step: &ShownStep<'_>, names_runner: bool, style: Style) -> String {
     }
     if step.retries > 0 {
         facts.push(format!("retries {}", step.retries));
+    }
+    if let Some(limit) = step.cache {
+        facts.push(format!("cache {}", limit.as_str()));
     }
     match &step.soft_fail {
         ShownSoftFail::All(true) => facts.push("may fail".into()),

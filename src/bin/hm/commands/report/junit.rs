@@ -24,15 +24,14 @@ pub(super) fn xml(report: &Report<'_>) -> Outcome<String> {
         (steps.len(), count(Kind::Failure), count(Kind::Error), count(Kind::Skipped));
     let ended_ms =
         steps.iter().filter_map(|step| Some(step.started_ms?.saturating_add(step.duration_ms?))).max().unwrap_or(0);
-    let totals = format!(
-        "tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" skipped=\"{skipped}\" time=\"{}\"",
-        seconds(ended_ms)
-    );
+    let totals =
+        format!("tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\" time=\"{}\"", seconds(ended_ms));
     let name = escape(&run.pipeline);
     let started = DateTime::from_timestamp_millis(run.started_at).unwrap_or_default().format("%Y-%m-%dT%H:%M:%S");
+    // In the schema of Jenkins, only a suite says how much was skipped.
     let mut xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites {totals}>\n  <testsuite name=\"{name}\" \
-         timestamp=\"{started}\" hostname=\"localhost\" {totals}>\n"
+         timestamp=\"{started}\" hostname=\"localhost\" {totals} skipped=\"{skipped}\">\n"
     );
     for (index, step) in steps.iter().enumerate() {
         push_case(&mut xml, report, index, step)?;

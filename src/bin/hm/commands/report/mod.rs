@@ -1,14 +1,13 @@
 //! `hm report`.
 
+mod file;
 mod html;
 mod junit;
 mod trace;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, Permissions},
-    io::{self, BufWriter, Write},
-    os::unix::fs::PermissionsExt,
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -20,20 +19,35 @@ use hm_exec::{
     store::{Run, Store},
 };
 
-use super::logs;
+use reqwest::Url;
+use uuid::Uuid;
+
+use self::file::{is_stdout, write, write_in_store};
+use super::{logs, runs::RunResult};
 use crate::{
+    browser, config,
     failure::{Failure, Outcome},
-    find_step::{find_record, record_of, run_with_id},
+    find_step::{find_record, record_of, run_with_id, unreadable},
+    otlp::{self, Settings, Trace},
+    reporter::{text, to_stderr},
     store,
 };
 
 const LONG_HELP: &str = "\
 Examples:
-  hm report --html report.html             write the last run as a page for a browser
+  hm report --open                         show the last run in your browser
+  hm report --html report.html             write it as a page for a browser
   hm report --junit report.xml             write it for programs that read test reports
   hm report 3fa2 --trace trace.json        write a timeline of an earlier run for ui.perfetto.dev
+  hm report --otlp                         send its steps as spans to the collector that you name
+
+`--otlp` sends to OTEL_EXPORTER_OTLP_ENDPOINT, or to `otlp.endpoint` of your own hm.toml. If one of them is set,
+`hm run` does so itself at its end.
 
 A page is one file that needs no network. It has the ends of logs, so check who may read it.";
+
+/// The name of a page in the directory of its run.
+const PAGE: &str = "report.html";
 
 /// The number of earlier runs with which a page compares cache keys.
 const COMPARED_RUNS: u32 = 10;
@@ -50,8 +64,12 @@ pub(crate) struct Args {
     dir: Option<PathBuf>,
 
     /// Write a page for a browser: timeline, graph, logs, cache, tests (`-` for stdout)
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["junit", "trace"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["junit", "open", "otlp", "trace"])]
     html: Option<PathBuf>,
+
+    /// Open the page in your browser ($BROWSER, or that of the desktop)
+    #[arg(long)]
+    open: bool,
 
     /// Write each step as a test case, in the format of JUnit
     #[arg(long, value_name = "FILE")]
@@ -60,6 +78,10 @@ pub(crate) struct Args {
     /// Write when each step ran, in the format of Chrome's traces
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+
+    /// Send each step as a span to the collector that you name, by OpenTelemetry's protocol
+    #[arg(long)]
+    otlp: bool,
 }
 
 /// What reports are made of.
@@ -80,10 +102,13 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     if reports.into_iter().flatten().filter(|path| is_stdout(path)).count() > 1 {
         return Err(Failure::input("only one report can be written to stdout").hint("name files for the others"));
     }
+    if args.open && args.html.as_deref().is_some_and(is_stdout) {
+        return Err(Failure::input("a page on stdout cannot be opened").hint("name a file, or leave out `--html`"));
+    }
+    if args.html.is_some() || args.open {
+        report.explain();
+    }
     if let Some(path) = &args.html {
-        report.explainer = Explainer::new(&store, &run, COMPARED_RUNS)
-            .inspect_err(|error| tracing::debug!(%error, "the report does not explain what was cached"))
-            .ok();
         write(path, |out| html::write(&report, out))?;
     }
     if let Some(path) = &args.junit {
@@ -94,7 +119,61 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         let json = trace::json(&report)?;
         write(path, |out| out.write_all(json.as_bytes()))?;
     }
+    if args.open {
+        match &args.html {
+            Some(path) => show(path)?,
+            None => show(&report.keep_page()?)?,
+        }
+    }
+    if args.otlp {
+        send(&report)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the page of a run that has just ended, and opens it.
+pub(super) fn open_page(store: &Store, run: Uuid) -> Outcome<()> {
+    // A build of another machine may not be recorded.
+    let run = store.runs().get(run).map_err(unreadable)?;
+    let run = run.ok_or_else(|| Failure::input("the run is not recorded on this machine, so it has no page"))?;
+    let record = record_of(store, &run)?;
+    let mut report = Report::of(store, &run, record)?;
+    report.explain();
+    show(&report.keep_page()?)
+}
+
+/// Opens a page. If that is not possible, the user reads where it is.
+fn show(page: &Path) -> Outcome<()> {
+    let failed = |error| Failure::input(format_args!("failed to find {}", page.display())).because(error);
+    let page = page.canonicalize().map_err(failed)?;
+    let url = Url::from_file_path(&page).map_err(|()| Failure::input(format_args!("{} has no URL", page.display())))?;
+    let shown = text::clean(&page.display().to_string());
+    match browser::open(url.as_str()) {
+        Ok(()) => to_stderr(&format!("opened {shown}")),
+        Err(why) => to_stderr(&format!(
+            "the page is {shown}\nnote: it was not opened, because {}: open or copy this file, or set BROWSER",
+            text::clean(&why)
+        )),
+    }
+    Ok(())
+}
+
+/// Sends the run to the collector that the user names.
+fn send(report: &Report<'_>) -> Outcome<()> {
+    let settings = Settings::of_user(config::collector()?.as_deref())?.ok_or_else(|| {
+        Failure::input("no collector is named").hint(
+            "set OTEL_EXPORTER_OTLP_ENDPOINT, as in http://localhost:4318, or `otlp.endpoint` in ~/.config/hm/hm.toml",
+        )
+    })?;
+    if RunResult::of(report.store, report.run) == RunResult::Running {
+        return Err(Failure::input(format_args!("run {} has not ended", report.run.id))
+            .hint("wait until it has ended: a span is sent once, with its end"));
+    }
+    let trace = Trace::new(report.run.id, &report.record, &settings);
+    let sent = otlp::send_now(&settings, &trace)?;
+    otlp::warn_of_rejected(&settings, &sent);
+    to_stderr(&format!("sent {} to {} as trace {}", text::count(sent.spans, "span"), settings.place(), trace.id()));
+    Ok(())
 }
 
 /// Returns the run that the arguments name, and its record.
@@ -112,61 +191,24 @@ fn find(store: &Store, args: &Args) -> Outcome<(Run, RunRecord)> {
     }
 }
 
-fn is_stdout(path: &Path) -> bool {
-    path == Path::new("-")
-}
-
-/// Writes a report. A reader of the file sees the whole report, or what was there before.
-fn write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Outcome<()> {
-    let written = if is_stdout(path) {
-        match buffered(io::stdout().lock(), write) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.map(drop),
-        }
-    } else {
-        write_file(path, write)
-    };
-    let name = if is_stdout(path) { "to stdout".into() } else { path.display().to_string() };
-    written.map_err(|error| Failure::input(format_args!("failed to write {name}")).because(error))
-}
-
-fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    // A link stays one.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let old = fs::metadata(&target).ok();
-    if old.as_ref().is_some_and(|old| !old.is_file()) {
-        // A pipe or a terminal, such as /dev/stdout. Opening a directory is an error.
-        return buffered(File::options().write(true).open(&target)?, write).map(drop);
-    }
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // A new file is for others as far as the user's mask allows. One that replaces another is for no more
-    // users than that.
-    let mode = old.as_ref().map_or(0o666, |old| old.permissions().mode() & 0o777);
-    let builder = builder.prefix(".hm-report-").permissions(Permissions::from_mode(mode));
-    let file = match builder.tempfile_in(dir) {
-        // Only the file may be written to, and not its directory.
-        Err(error) if old.is_some() && error.kind() == io::ErrorKind::PermissionDenied => {
-            return buffered(File::create(&target)?, write).map(drop);
-        }
-        made => buffered(made?, write)?,
-    };
-    file.persist(&target).map(drop).map_err(|error| error.error)
-}
-
-/// Writes to `file` through a buffer, and returns the file.
-fn buffered<W: Write>(file: W, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<W> {
-    let mut out = BufWriter::with_capacity(256 << 10, file);
-    write(&mut out)?;
-    // Also what the file itself holds back, as the standard output does.
-    out.flush()?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)
-}
-
 impl<'a> Report<'a> {
     fn of(store: &'a Store, run: &'a Run, record: RunRecord) -> Outcome<Self> {
         let logs = event::log_files(store.runs().dir(run.id)).map_err(|error| Self::unreadable(run, error))?;
         Ok(Self { store, run, record, logs, explainer: None })
+    }
+
+    /// Finds out why steps ran or did not have to, if that is known.
+    fn explain(&mut self) {
+        self.explainer = Explainer::new(self.store, self.run, COMPARED_RUNS)
+            .inspect_err(|error| tracing::debug!(%error, "the report does not explain what was cached"))
+            .ok();
+    }
+
+    /// Writes the page into the run's directory, with which it is removed. Returns its path.
+    fn keep_page(&self) -> Outcome<PathBuf> {
+        let page = self.store.runs().dir(self.run.id).join(PAGE);
+        write_in_store(&page, |out| html::write(self, out))?;
+        Ok(page)
     }
 
     fn unreadable(run: &Run, error: io::Error) -> Failure {

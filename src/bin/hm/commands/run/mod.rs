@@ -2,8 +2,10 @@
 //!
 //! Over 500 lines because its options are one list, with their help.
 
+mod after;
 mod next_commands;
 mod service;
+mod shadow;
 mod short_help;
 mod watch;
 
@@ -20,6 +22,7 @@ use std::{
 
 use hm_exec::{
     BackendError, BackendHandle, BuildOutcome, BuildStatus, EventStream, Plan, RunRequest,
+    cache::{CacheMode, check_traces},
     image::{ImageOptions, PullPolicy},
     plan::BindOptions,
     project::ProjectDir,
@@ -32,26 +35,26 @@ use uuid::Uuid;
 
 pub(crate) use self::short_help::shorten;
 use self::{
+    after::After,
     next_commands::{again, print_next_commands},
     service::Submission,
+    shadow::Shadow,
 };
 use crate::{
-    args::{BindArgs, SourceArgs, existing_dir, parse_duration},
+    args::{BindArgs, SourceArgs, existing_dir, parse_count, parse_duration},
     backend::BackendArgs,
     commands::{AnswerFormat, cache, inputs, plan},
-    config::{BackendName, ConfigArgs},
+    config::{BackendName, ConfigArgs, Sourced, variables::CACHE_SHADOW},
     exit_code,
     failure::{Failure, Outcome},
     part::PartArgs,
-    pipelines::{self, nearest, parse},
+    pipelines::{self, RenderCache, nearest, parse},
     previous_runs, project_id,
-    reporter::{Format, Screen, View, Waiting, to_stderr},
+    reporter::{Format, Screen, View, Waiting, text, to_stderr},
     runners::{self, Runners},
     runtime::runtime,
-    signals::Interrupts,
-    store, trust,
-    typed_names::TypedNames,
-    warnings,
+    signals::{Interrupt, Interrupts},
+    store, trust, warnings,
 };
 
 const LONG_HELP: &str = "\
@@ -62,7 +65,7 @@ Examples:
   hm run -f ir.json --format json        run a pipeline from a file, and print events as JSON lines
   hm render ci | hm run -f - -d ../src   run a pipeline from stdin on another source directory
   hm run ci unit lint                    run two steps of pipeline ci, and what they need
-  hm run ci --failed                     run what did not pass in the last run
+  hm run ci --failed                     run what did not pass the last time
   hm run ci unit --watch                 run a step again after every edit
   hm run --refresh apt-base              run this step, and the steps that build in it, again
   hm run --secret TOKEN=file:token.txt   provide a secret at /run/secrets/TOKEN
@@ -97,6 +100,7 @@ Environment variables:
                  commas; size limit of an image
   DOCKER_CONFIG  directory of docker's registry credentials (default: ~/.docker)
   HM_REMOTE, HM_REMOTE_INSTANCE, HM_REMOTE_LOGS, HM_REMOTE_HEADER, HM_REMOTE_JOBS, HM_REMOTE_CACHE,
+  HM_REMOTE_CACHE_SCOPE, HM_REMOTE_CACHE_KEYS, HM_REMOTE_CACHE_SIGNING_KEY,
   HM_REMOTE_CA, HM_REMOTE_CERT, HM_REMOTE_KEY
                  engine of runner cloud, like the options with these names; or set [remote] in .hm/hm.toml
   HM_TRUST       1: allow what the project requests beyond the sandbox, like --trust; see `hm trust --help`
@@ -104,6 +108,9 @@ Environment variables:
                  token, addresses and organization for `--backend cloud`; see `hm cloud --help`
   HM_STEP        hm-step binary for remote steps (default: the one in hm)
   HM_LOG         level of hm's own log on stderr, such as debug (default: warn)
+  OTEL_EXPORTER_OTLP_ENDPOINT
+                 collector that receives the run as a trace when it has ended; see `hm report --help`
+  BROWSER        browser for --open (default: that of the desktop)
   GITHUB_ACTIONS, GITLAB_CI
                  true: the default of --format is `github` or `gitlab`
   NO_COLOR, FORCE_COLOR, CLICOLOR_FORCE
@@ -133,11 +140,15 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
 
+    /// When the build has ended, show it as a page in your browser, as `hm report --open` does
+    #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
+    open: bool,
+
     #[command(flatten)]
     bind: BindArgs,
 
     /// Maximum number of steps that run at once on this machine [default: the number of CPUs]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = parse_count)]
     jobs: Option<NonZeroUsize>,
 
     /// Same as `--jobs`; 0 means 1
@@ -156,6 +167,10 @@ pub(crate) struct Args {
     /// Keep the files of all steps for `hm shell` and `hm cp`, not only of failed and interrupted ones
     #[arg(long)]
     keep: bool,
+
+    /// Which results to reuse [default: `mode` of [cache] in hm.toml, otherwise declared]
+    #[arg(long, value_enum, value_name = "MODE")]
+    cache: Option<Reuse>,
 
     /// Ignore cached results and overwrite them
     #[arg(long)]
@@ -189,6 +204,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
+    /// Print only what failed; same as `--format quiet`
+    #[arg(short, long, conflicts_with_all = ["format", "logs"])]
+    quiet: bool,
+
     /// Show all output of steps in `--format progress`, too
     #[arg(long)]
     logs: bool,
@@ -210,6 +229,27 @@ impl Args {
     /// Returns the maximum number of steps at once, if one was given.
     fn jobs(&self) -> Option<NonZeroUsize> {
         self.jobs.or(self.parallelism.map(|jobs| NonZeroUsize::new(jobs).unwrap_or(NonZeroUsize::MIN)))
+    }
+}
+
+/// Which results are reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Reuse {
+    /// Those of all steps in the sandbox, found by what they read (experimental)
+    Auto,
+    /// Those of steps with a cache policy
+    Declared,
+    /// None
+    Off,
+}
+
+impl From<Reuse> for CacheMode {
+    fn from(reuse: Reuse) -> Self {
+        match reuse {
+            Reuse::Auto => Self::Auto,
+            Reuse::Declared => Self::Declared,
+            Reuse::Off => Self::Off,
+        }
     }
 }
 
@@ -252,6 +292,7 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
+    let shadow = Shadow::from_env()?;
     if args.watch {
         return watch::run(args);
     }
@@ -262,7 +303,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     let mut early = None;
     let mut waiting = None;
-    let found = pipelines::find_while(&args.source, |dir, project| {
+    let mode = if shadow.is_on() { Some(CacheMode::Off) } else { args.cache.map(CacheMode::from) };
+    let rendered = RenderCache { mode, renews: args.no_cache };
+    let found = pipelines::find_while(&args.source, rendered, |dir, project| {
         waiting = Some(Waiting::on("rendering the pipelines of .hm/"));
         early = begin_freeze(args, dir, project);
     });
@@ -274,7 +317,7 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let backend = sources.backend()?;
     let is_remote = backend.value == BackendName::Cloud;
     if is_remote {
-        service::check(args)?;
+        service::check(args, shadow)?;
     }
     let plan = args.part.of(parse(definition)?, &args.source, &found.dir, &definition.name)?;
     let plan = args.backend.apply(plan, &mut bind, &backend)?;
@@ -290,8 +333,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     }
     bind.step_tables = sources.step_tables()?;
     bind.services = sources.services();
-    let config = sources.resolve(Some(&found.project))?;
-    let format = args.format.unwrap_or_else(|| Format::preferred_here(config.format));
+    let after = After { open: args.open, collector: sources.collector() };
+    let mut config = sources.resolve(Some(&found.project))?;
+    let named = if args.quiet { Some(Format::Quiet) } else { args.format };
+    let format = named.unwrap_or_else(|| Format::preferred_here(config.format));
     let (store, early) = match early {
         Some((store, freeze)) => (store, Some(Arc::new(freeze))),
         None => (store::handle()?, None),
@@ -301,6 +346,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
         if let Some(table) = bind.step_tables.first() {
             to_stderr(&format!("note: {} has no effect on the service", table.source()));
         }
+        if let Some(name) = bind.services.keys().next() {
+            to_stderr(&format!("note: [service.{}] of hm.toml has no effect on the service", text::clean(name)));
+        }
         return Submission {
             args,
             plan,
@@ -309,10 +357,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             pipeline: &definition.name,
             env: bind.env,
             config: cloud,
-            source_times: config.source_times,
+            source: &config.source,
             format,
             store,
             early,
+            after,
         }
         .run();
     }
@@ -328,32 +377,38 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.durations = previous.durations;
     request.peaks = previous.peaks;
     request.options.memory = args.memory.or_else(available_memory);
-    request.options.source_times = config.source_times;
+    request.options.source_times = config.source.times;
+    request.options.source_ignore.clone_from(&config.source.ignore);
+    request.options.cache_mode = args.cache.map_or_else(|| mode_of_file(&config.cache_mode), CacheMode::from);
     request.options.no_caches = args.no_caches;
     let mut images = ImageOptions::from_env().map_err(Failure::input)?;
     images.pull = if args.source.offline { PullPolicy::Never } else { args.pull.into() };
     request.options.keep_going = args.keep_going;
     request.options.keep = args.keep;
     request.options.trace_inputs = args.check_inputs;
+    request.options.shadow = shadow.is_on();
     request.options.timeout = args.timeout;
     request.options.watch = true;
+    request.options.progress = format.shows_progress();
 
     let host_dirs = args.host_dirs.iter().map(|dir| existing_dir(dir)).collect::<Outcome<Vec<_>>>()?;
-    let shared = runners::remote_cache(&images, &config)?;
+    let shared = runners::remote_cache(&images, &mut config)?;
     let engine = Runners::on(&store, &host_dirs, images, config).engine(&store, args.jobs(), shared)?;
     let bound = engine.bind(&request).map_err(|error| definition.refused(error))?;
     for image in &bound.unused_images {
-        to_stderr(&format!("warning: `--image {image}=...` has no effect: no step starts from that image"));
+        warnings::of_unused_image(&bound, image);
     }
     warnings::of_plan(&bound);
-    if args.check_inputs {
-        warnings::of_untraced(&bound);
+    if args.check_inputs || shadow.is_on() {
+        warnings::of_untraced(&bound, if args.check_inputs { "--check-inputs" } else { CACHE_SHADOW });
+    }
+    if request.options.cache_mode == CacheMode::Auto && !shadow.is_on() {
+        warnings::of_never_found(&bound);
     }
     warnings::of_tables(&bound, &request.options.step_tables);
     let run_id = request.run_id;
     let declared = args.check_inputs.then(|| inputs::declared(&request.plan));
-    let names = TypedNames::new(args.source.dir.is_some());
-    let view = View::new(format, args.logs, &bound, &request, names);
+    let view = View::new(format, args.logs, &bound, &request);
     // One thread for the build (a build is one task), blocking threads to freeze files, and one thread that
     // shows it.
     let runtime = runtime()?;
@@ -383,16 +438,18 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(ExitCode::from(exit_code::INTERRUPTED))
         }
         End::Ended(outcome) => {
+            if !format.is_json() {
+                print_next_commands(&store, &outcome, format, again(args))?;
+            }
             if outcome.status == BuildStatus::Infrastructure && is_full(&store) {
                 Failure::full_store().report();
-            } else if !format.is_json() {
-                print_next_commands(&store, &outcome, names, format, again(args))?;
             }
             if let (Some(declared), Some(store), Some(run)) = (&declared, store.get_opened(), run_id) {
                 inputs::report((&store, run), declared, &outcome.steps, &request.repo_root)?;
             }
+            after.run(&store, &outcome);
             cache::collect_if_due(&store, run_id);
-            Ok(exit_code::of_build(outcome.status))
+            shadow.report(&outcome).map_or_else(|| Ok(exit_code::of_build(outcome.status)), Err)
         }
     }
 }
@@ -430,10 +487,28 @@ pub(super) fn show(
 
 /// Begins to freeze the source. Leaves errors to the code that runs after the pipeline was found.
 fn begin_freeze(args: &Args, dir: &Path, project: &ProjectDir) -> Option<(StoreHandle, EarlyFreeze)> {
-    let times = args.config.read(Some(project)).ok()?.source_times();
+    let options = args.config.read(Some(project)).ok()?.source();
     let store = store::handle().ok()?;
-    let freeze = EarlyFreeze::begin(&store, dir, times)?;
+    let freeze = EarlyFreeze::begin(&store, dir, options)?;
     Some((store, freeze))
+}
+
+/// Returns the mode that a file sets, or the next one if that is not possible here: files are written for
+/// many machines.
+fn mode_of_file(Sourced { value: mode, source }: &Sourced<CacheMode>) -> CacheMode {
+    match mode {
+        CacheMode::Auto => match check_traces() {
+            Ok(()) => CacheMode::Auto,
+            Err(why) => {
+                to_stderr(&text::clean(&format!(
+                    "note: results are reused as with `--cache declared`, not `auto` ({source}): what steps read cannot \
+                     be recorded here: {why}"
+                )));
+                CacheMode::Declared
+            }
+        },
+        mode => *mode,
+    }
 }
 
 /// Prints one warning if other users can access the store, or could until now.
@@ -481,13 +556,17 @@ async fn watch(
     let ended = loop {
         tokio::select! {
             ended = &mut wait => break ended,
-            () = interrupts.next() => {
+            kind = interrupts.next_kind() => {
                 if cancel.is_cancelled() {
                     screen.killing(notices.second);
                     return Ok(End::Killed(Some(screen)));
                 }
                 cancel.cancel();
-                screen.notice(notices.first);
+                let edit = if kind == Interrupt::Request { watch::edit() } else { None };
+                match edit {
+                    Some(edit) => screen.notice(format!("{edit}: stopping this run")),
+                    None => screen.notice(notices.first),
+                }
             }
         }
     };

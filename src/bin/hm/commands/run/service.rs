@@ -14,15 +14,15 @@ use hm_exec::{
     ir::Env,
     project::{ProjectDir, Revision},
     service::{CloudBackend, Service, ServiceError, api, is_slug},
-    source::{EarlyFreeze, SourceTimes},
+    source::{EarlyFreeze, SourceOptions},
     store::StoreHandle,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Args, End, Notices, SHUTDOWN_LIMIT, watch};
+use super::{Args, End, Notices, SHUTDOWN_LIMIT, after::After, shadow::Shadow, watch};
 use crate::{
-    config::{self, CloudConfig},
+    config::{self, CloudConfig, variables::CACHE_SHADOW},
     exit_code,
     failure::{Failure, Outcome},
     reporter::{Format, View, text::clean, to_stderr},
@@ -40,10 +40,11 @@ pub(super) struct Submission<'a> {
     pub(super) pipeline: &'a str,
     pub(super) env: Env,
     pub(super) config: &'a CloudConfig,
-    pub(super) source_times: SourceTimes,
+    pub(super) source: &'a SourceOptions,
     pub(super) format: Format,
     pub(super) store: StoreHandle,
     pub(super) early: Option<Arc<EarlyFreeze>>,
+    pub(super) after: After,
 }
 
 /// How the submission of a build ended.
@@ -58,8 +59,13 @@ const NOTICES: Notices = Notices {
     second: "leaving the build, which the service may still be stopping",
 };
 
-/// Returns an error if an argument has a meaning on this machine only.
-pub(super) fn check(args: &Args) -> Outcome<()> {
+/// Returns an error if an argument, or the variable of shadow mode, has a meaning on this machine only.
+pub(super) fn check(args: &Args, shadow: Shadow) -> Outcome<()> {
+    if shadow.is_on() {
+        // A run that compares nothing must not look like one that found no difference.
+        return Err(Failure::input(format_args!("{CACHE_SHADOW} has no meaning for a build on the service"))
+            .hint("unset it, or run the build on this machine with `--backend local`"));
+    }
     let given = [
         ("--secret", !args.bind.secrets.is_empty()),
         ("--image", !args.bind.images.is_empty()),
@@ -67,6 +73,7 @@ pub(super) fn check(args: &Args) -> Outcome<()> {
         ("--host-dir", !args.host_dirs.is_empty()),
         ("--keep", args.keep),
         ("--check-inputs", args.check_inputs),
+        ("--cache", args.cache.is_some()),
         ("--no-cache", args.no_cache),
         ("--no-caches", args.no_caches),
         ("--refresh", !args.refresh.is_empty()),
@@ -92,7 +99,10 @@ impl Submission<'_> {
         let service = service::connect(config)?;
         let org = service::org(self.args.backend.org(), config)?;
         if !is_slug(&org) {
-            return Err(Failure::input(format_args!("`{}` is not the slug of an organization", clean(&org))));
+            return Err(Failure::input(format_args!(
+                "`{}` is not the slug of an organization: expected letters, digits, `-`, `_` or `.`",
+                clean(&org)
+            )));
         }
         let (request, origin) = self.request();
         let runtime = runtime()?;
@@ -154,6 +164,7 @@ impl Submission<'_> {
                 if let Some(message) = &outcome.message {
                     to_stderr(&format!("note: {}", clean(message)));
                 }
+                self.after.run(&self.store, &outcome);
                 Ok(exit_code::of_build(outcome.status))
             }
         }
@@ -168,7 +179,8 @@ impl Submission<'_> {
         request.env = self.env.clone();
         request.run_id = Some(Uuid::new_v4());
         request.early_freeze = self.early.clone();
-        request.options.source_times = self.source_times;
+        request.options.source_times = self.source.times;
+        request.options.source_ignore.clone_from(&self.source.ignore);
         request.options.watch = self.args.backend.watches();
         let branch = self.args.backend.branch().map(Into::into).or(revision.branch);
         request.source.branch = branch.unwrap_or_else(|| "HEAD".into());

@@ -8,7 +8,7 @@ const SHOWN: &[(&str, &str)] = &[
     ("pipeline", "The pipeline [default: the only one, `ci`, or `default`]"),
     ("steps", "Run only these steps, and what they need"),
     ("from", "Run this step, and what waits for it"),
-    ("failed", "Run what did not pass in the last run"),
+    ("failed", "Run what did not pass the last time"),
     ("dry_run", "Print what would run, and run nothing"),
     ("watch", "Run again after every edit"),
     ("file", "Read the pipeline from a file, not .hm/"),
@@ -22,6 +22,7 @@ const SHOWN: &[(&str, &str)] = &[
     ("images", "Replace an image"),
     ("env", "Set a variable for every step"),
     ("secrets", "Provide a secret at /run/secrets/NAME"),
+    ("quiet", "Print only what failed"),
     ("logs", "Show all output in `progress`, too"),
 ];
 

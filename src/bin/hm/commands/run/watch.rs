@@ -6,7 +6,9 @@
 //! lost.
 
 use std::{
+    env,
     ffi::{OsStr, OsString},
+    fs,
     io::{self, IsTerminal},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -20,6 +22,7 @@ use rustix::{
     io::Errno,
     process::{Pid, Signal, kill_process},
 };
+use tempfile::NamedTempFile;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::{Child, Command},
@@ -40,6 +43,10 @@ use crate::{
 /// The option, which the runs do not get.
 const OPTION: &str = "--watch";
 
+/// The variable with the name of a file, to which the edit is written that a run is stopped for. The run
+/// prints it, because its live lines are in the way of other processes.
+const EDIT: &str = "HM_WATCH_EDIT";
+
 /// An edit is complete when nothing has happened for this time. Editors and git write several files.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -55,6 +62,12 @@ struct Watched {
     /// What steps and users write to `.hm`.
     results: Option<PathBuf>,
     store: PathBuf,
+}
+
+/// Returns the edit for which the watching process stops this run.
+pub(super) fn edit() -> Option<String> {
+    let edit = fs::read_to_string(env::var_os(EDIT)?).ok()?;
+    (!edit.is_empty()).then(|| text::clean(&edit))
 }
 
 /// Runs until the user interrupts. The code is that of an interrupt.
@@ -74,23 +87,34 @@ pub(super) fn run(args: &Args) -> Outcome<ExitCode> {
         dirs.push(dir.to_owned());
     }
     let watched = Watched { dirs, results, store: store::dir()? };
-    let program = std::env::current_exe()
-        .map_err(|error| Failure::infrastructure("failed to find the program hm").because(error))?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != OPTION).collect();
+    let program =
+        env::current_exe().map_err(|error| Failure::infrastructure("failed to find the program hm").because(error))?;
+    let arguments: Vec<OsString> = env::args_os().skip(1).filter(|argument| argument != OPTION).collect();
+    // Without the file, a run that is stopped does not say why.
+    let edit = NamedTempFile::new().ok();
+    let edit = edit.as_ref().map(NamedTempFile::path);
     runtime()?.block_on(async {
         let mut interrupts = Interrupts::listen()?;
         let mut edits = Edits::new(watched)?;
         loop {
+            tell(edit, "");
             let mut command = Command::new(&program);
-            let started = command.args(&arguments).kill_on_drop(true).spawn();
+            command.args(&arguments).envs(edit.map(|edit| (EDIT, edit)));
+            let started = command.kill_on_drop(true).spawn();
             let child = started.map_err(|error| Failure::infrastructure("failed to start hm again").because(error))?;
-            let edited = match one_run(child, &mut edits, &mut interrupts).await? {
+            let edited = match one_run(child, &mut edits, &mut interrupts, edit).await? {
                 RunEnd::Interrupted => return Ok(ExitCode::from(exit_code::INTERRUPTED)),
                 RunEnd::Outdated(edited) => edited,
                 RunEnd::Ended => {
                     to_stderr("watching for edits; Ctrl-C ends");
                     tokio::select! {
-                        _ = interrupts.next_kind() => return Ok(ExitCode::from(exit_code::INTERRUPTED)),
+                        kind = interrupts.next_kind() => {
+                            // The terminal has echoed the key.
+                            if matches!(kind, Interrupt::Key) && io::stderr().is_terminal() {
+                                to_stderr("");
+                            }
+                            return Ok(ExitCode::from(exit_code::INTERRUPTED));
+                        }
                         edited = edits.next() => edited?,
                     }
                 }
@@ -108,8 +132,22 @@ enum RunEnd {
     Interrupted,
 }
 
+/// Writes the edit to the file for the run.
+fn tell(file: Option<&Path>, edit: &str) {
+    if let Some(file) = file
+        && let Err(error) = fs::write(file, edit)
+    {
+        tracing::debug!(%error, "the run does not get the edit");
+    }
+}
+
 /// Waits for a run. Stops it if the source is edited or the user interrupts.
-async fn one_run(mut child: Child, edits: &mut Edits, interrupts: &mut Interrupts) -> Outcome<RunEnd> {
+async fn one_run(
+    mut child: Child,
+    edits: &mut Edits,
+    interrupts: &mut Interrupts,
+    file: Option<&Path>,
+) -> Outcome<RunEnd> {
     let waited = |error| Failure::infrastructure("failed to wait for hm").because(error);
     let end = tokio::select! {
         biased;
@@ -122,8 +160,10 @@ async fn one_run(mut child: Child, edits: &mut Edits, interrupts: &mut Interrupt
             return Ok(RunEnd::Ended);
         }
         edited = edits.next() => {
+            let edited = edited?;
+            tell(file, &edits.describe(&edited));
             signal(&child, Signal::TERM);
-            RunEnd::Outdated(edited?)
+            RunEnd::Outdated(edited)
         }
     };
     loop {

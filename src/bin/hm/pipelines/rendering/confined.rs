@@ -4,7 +4,13 @@ use std::{env, io, time::Duration};
 
 use hm_exec::runner::sandbox::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedLimits, OutputStream};
 
-use super::{super::envelope::SANDBOXED, NoSandbox, Rendering};
+use super::{
+    super::{
+        envelope::{Answer, SANDBOXED},
+        kept::Owner,
+    },
+    NoSandbox, Rendering,
+};
 use crate::{
     failure::{Failure, Outcome},
     reporter::text,
@@ -70,7 +76,17 @@ fn confined(rendering: &Rendering<'_>) -> Result<Outcome<Vec<u8>>, ConfinedError
         helper: None,
     };
     let mut printed = Printed::default();
-    let output = command.run(&mut |bytes| printed.push(bytes))?;
+    let found = rendering.kept.and_then(|kept| kept.find(Owner::Project, &command));
+    if let Some(found) = found.filter(|found| Answer::is_current(&found.stdout, found.started)) {
+        printed.push(&found.stderr);
+        printed.end();
+        return Ok(Ok(found.stdout));
+    }
+    let mut on_stderr = |bytes: &[u8]| printed.push(bytes);
+    let output = match rendering.kept {
+        Some(kept) => kept.run(Owner::Project, &command, &Answer::has_pipelines, &mut on_stderr)?,
+        None => command.run(&mut on_stderr)?,
+    };
     printed.end();
     let because = |what: String| Failure::input(format_args!("failed to render {}: {what}", rendering.files));
     let language = rendering.language;
@@ -79,7 +95,7 @@ fn confined(rendering: &Rendering<'_>) -> Result<Outcome<Vec<u8>>, ConfinedError
         ConfinedEnd::Exited { code: 0 } => Ok(output.stdout),
         ConfinedEnd::Exited { code } => {
             let failure = because(format!("{language} failed with {}", status(code)));
-            let correct = "see the traceback above; fix the file, then check the result with `hm render`";
+            let correct = "see the traceback above; fix the file, then check the result with `hm plan`";
             Err(if SIGNS.iter().any(|sign| printed.tail.contains(sign)) {
                 failure.hint(format_args!("{correct}\n{SANDBOXED}"))
             } else {
@@ -136,7 +152,8 @@ fn time() -> Duration {
     Duration::from_secs(seconds.filter(|seconds| (1..=86_400).contains(seconds)).unwrap_or(SECONDS))
 }
 
-fn limits() -> ConfinedLimits {
+/// Returns the limits of everything that takes part in a rendering.
+pub(in crate::pipelines) fn limits() -> ConfinedLimits {
     ConfinedLimits {
         time: time(),
         memory_bytes: MEMORY_BYTES,

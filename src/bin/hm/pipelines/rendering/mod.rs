@@ -15,7 +15,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+pub(super) use self::confined::limits;
 pub(crate) use self::confined::trial;
+use super::kept::Kept;
 use crate::{
     failure::{Failure, Outcome},
     reporter::{text, to_stderr},
@@ -43,6 +45,8 @@ pub(super) struct Rendering<'a> {
     pub(super) places: Vec<PathBuf>,
     /// Whether the program is part of the checkout.
     pub(super) is_of_the_checkout: bool,
+    /// Earlier renderings, if they are used.
+    pub(super) kept: Option<&'a Kept>,
 }
 
 /// The reason why there is no sandbox, and what to do about it.
@@ -90,6 +94,6 @@ impl Rendering<'_> {
             return Ok(output.stdout);
         }
         let what = format_args!("failed to render {}: {} failed with {}", self.files, self.language, output.status);
-        Err(Failure::input(what).hint("see the traceback above; fix the file, then check the result with `hm render`"))
+        Err(Failure::input(what).hint("see the traceback above; fix the file, then check the result with `hm plan`"))
     }
 }

@@ -92,6 +92,9 @@ struct Step<'a> {
     runner: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<&'a str>,
+    /// The command, and how many bytes of it are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cmd: Option<(&'a str, u64)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<StepStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,6 +173,7 @@ impl Steps<'_> {
             label: Some(&*step.display_name).filter(|name| *name != &*step.key),
             runner: &step.runner,
             image: step.image.as_deref(),
+            cmd: step.command.as_ref().map(|command| (&*command.text, command.omitted_bytes)),
             status: step.status,
             exit: step.exit_code.filter(|_| step.started_ms.is_some()),
             start: step.started_ms,

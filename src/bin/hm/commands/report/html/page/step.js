@@ -55,6 +55,8 @@ function openStep(step, needle) {
       ["Image", step.image],
       ["Services", step.services && step.services.join(", ")],
     ]),
+    step.cmd ? section("Command", el("pre", { class: "cmd", tabindex: 0, "aria-label": "Command" }, step.cmd[0]),
+      step.cmd[1] ? el("p", { class: "quiet" }, `and ${size(step.cmd[1])} more`) : null) : null,
     section("Log", log.node),
     FAILED.has(step.status) ? section("Look into it", command(`hm logs ${typed(step)}`), command(`hm shell ${typed(step)}`)) : null,
     step.tests ? section("Tests", testsOf(step)) : null,

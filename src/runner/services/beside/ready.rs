@@ -1,6 +1,6 @@
 //! How a service tells that it is ready: a shell beside its command prints a line that only the engine knows.
 
-use super::{Ready, ServiceArg};
+use crate::runner::{Ready, ServiceArg};
 
 /// Returns the command line of a service whose command is `command`, and which prints `mark` when it is
 /// ready.

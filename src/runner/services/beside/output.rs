@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     awake,
     event::{EventBus, Held},
-    model::StdStream,
+    model::{Activity, StdStream},
     sync::Mutex,
 };
 
@@ -33,6 +33,7 @@ pub(in crate::runner) struct ServiceOutput<'a> {
     bus: &'a EventBus,
     step_id: Uuid,
     state: Mutex<State>,
+    has_started: Notify,
     is_ready: Notify,
 }
 
@@ -59,23 +60,38 @@ impl fmt::Debug for ServiceOutput<'_> {
 
 impl<'a> ServiceOutput<'a> {
     /// Creates the output of a service that prints `mark` when it is ready, or that is ready when it has
-    /// started.
+    /// [started](Self::started).
     pub(in crate::runner) fn new(name: &'a str, mark: Option<&str>, bus: &'a EventBus, step_id: Uuid) -> Self {
         let state = State { mark: mark.map(Mark::new), ..State::default() };
         let is_ready = Notify::new();
         if mark.is_none() {
             is_ready.notify_one();
         }
-        Self { name, bus, step_id, state: Mutex::new(state), is_ready }
+        Self { name, bus, step_id, state: Mutex::new(state), has_started: Notify::new(), is_ready }
     }
 
     pub(in crate::runner) fn name(&self) -> &'a str {
         self.name
     }
 
-    /// Waits until the service is ready. Completes once.
+    /// Notes that the service has started. The time in which it has to become ready counts from here.
+    pub(in crate::runner) fn started(&self) {
+        self.has_started.notify_one();
+    }
+
+    /// Waits until the service has started, and reports that. Completes once.
+    pub(super) async fn until_started(&self) {
+        self.starting(self.has_started.notified()).await;
+    }
+
+    /// Waits until the service is ready, and reports that. Completes once.
     pub(super) async fn ready(&self) {
-        self.is_ready.notified().await;
+        self.starting(self.is_ready.notified()).await;
+    }
+
+    async fn starting(&self, work: impl Future<Output = ()>) {
+        let activity = || Some((Activity::StartingServices, None));
+        self.bus.reporting(Some(self.step_id), activity, work).await;
     }
 
     /// Returns the last lines.

@@ -1,12 +1,21 @@
 //! The order in which services and their step start and end.
 
+mod output;
+mod ready;
+
 use std::{future::Future, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::ServiceOutput;
-use crate::{awake, runner::RunnerError};
+pub(in crate::runner) use self::{output::ServiceOutput, ready::command_line};
+use crate::{
+    awake,
+    image::ImageProgram,
+    model::{SnapshotRef, StdStream},
+    runner::{ExecutorInput, RunnerError, ServiceArg, StepContext},
+};
 
 /// The exit code of a step whose service failed.
 pub(in crate::runner) const FAILED: i32 = 1;
@@ -31,7 +40,7 @@ pub(in crate::runner) enum ServiceEnd {
 /// [`Attempts::stop`] fires.
 pub(in crate::runner) struct ServiceAttempt<'a> {
     pub(in crate::runner) output: &'a ServiceOutput<'a>,
-    /// How long it has to become ready.
+    /// How long it has to become ready, from when it has [started](ServiceOutput::started).
     pub(in crate::runner) ready_timeout: Duration,
     pub(in crate::runner) attempt: BoxFuture<'a, Result<ServiceEnd, RunnerError>>,
 }
@@ -94,6 +103,74 @@ pub(in crate::runner) struct ServiceReport {
     last_lines: Vec<String>,
 }
 
+/// What the end of a step and of its services means, unless the step ended by itself.
+#[derive(Debug)]
+pub(in crate::runner) enum EndedEarly {
+    /// The attempt was cancelled.
+    Interrupted,
+    /// A service could not be run.
+    Broken(RunnerError),
+    /// A service failed, for this reason. The step's log has it. The step's exit code is [`FAILED`].
+    Failed(String),
+}
+
+impl<T> Beside<T> {
+    /// Returns the step's result, or why there is none. `was_ended` tells whether the step was ended by its
+    /// token.
+    pub(in crate::runner) fn verdict(
+        self,
+        ctx: &StepContext,
+        step_id: Uuid,
+        was_ended: impl FnOnce(&T) -> bool,
+    ) -> Result<T, EndedEarly> {
+        match (self.step, self.failure) {
+            // It ended by itself, perhaps at the same moment as a service.
+            (Some(ended), _) if !was_ended(&ended) => Ok(ended),
+            _ if ctx.cancel.is_cancelled() => Err(EndedEarly::Interrupted),
+            (_, Some(ServiceFailure::Broken(error))) => Err(EndedEarly::Broken(error)),
+            (_, Some(ServiceFailure::Failed(report))) => {
+                ctx.event_bus.lines_beside(step_id, StdStream::Stderr, report.text().as_bytes());
+                Err(EndedEarly::Failed(report.line()))
+            }
+            (_, Some(ServiceFailure::Cancelled) | None) => Err(EndedEarly::Interrupted),
+        }
+    }
+}
+
+/// Returns the line by which a service tells that it is ready, if it has a condition.
+pub(in crate::runner) fn ready_mark(arg: &ServiceArg) -> Option<String> {
+    arg.ready.is_some().then(|| format!("hm: {} is ready", Uuid::new_v4()))
+}
+
+/// Returns what a service runs. `of_image` is what its image runs by default.
+pub(in crate::runner) fn program(
+    (name, arg): (&str, &ServiceArg),
+    workdir: &str,
+    of_image: impl FnOnce() -> Result<Option<ImageProgram>, RunnerError>,
+) -> Result<ImageProgram, RunnerError> {
+    match &arg.cmd {
+        Some(cmd) => {
+            let argv = vec!["/bin/sh".to_owned(), "-c".to_owned(), cmd.clone()];
+            Ok(ImageProgram { argv, workdir: workdir.to_owned() })
+        }
+        None => of_image()?
+            .ok_or_else(|| RunnerError::unsupported(format!("service `{name}` needs a `cmd`: its image has none"))),
+    }
+}
+
+/// Returns the snapshot that a service boots from.
+pub(in crate::runner) fn snapshot_of<'a>(
+    input: &'a ExecutorInput,
+    name: &str,
+    step: &str,
+) -> Result<&'a SnapshotRef, RunnerError> {
+    input.service_snapshot(step).ok_or_else(|| {
+        RunnerError::unsupported(format!(
+            "service `{name}` boots from step `{step}`, which has no snapshot: it did not pass in this run"
+        ))
+    })
+}
+
 /// Runs a step between its services. `step` gets the token that ends it.
 ///
 /// # Cancel safety
@@ -122,6 +199,7 @@ pub(in crate::runner) async fn beside<T, F: Future<Output = T>>(
     };
     // All at once: each has its own time, and only the time during which this process runs counts.
     let readiness = outputs.into_iter().map(|(output, limit)| async move {
+        output.until_started().await;
         (output, limit, awake::timeout(limit, Box::pin(output.ready())).await.is_some())
     });
     let mut readiness: FuturesUnordered<_> = readiness.collect();
@@ -179,18 +257,19 @@ impl ServiceReport {
 
     fn ended(output: &ServiceOutput<'_>, end: &ServiceEnd) -> Self {
         let name = output.name();
-        let how = match end {
-            ServiceEnd::Exited(code) => format!("exited with {code}"),
-            ServiceEnd::Killed => "was killed".to_owned(),
-            ServiceEnd::OutOfMemory => "exceeded the memory limit of its step".to_owned(),
-            ServiceEnd::TooManyProcesses => "exceeded the limit on processes of its step".to_owned(),
+        let (how, limit) = match end {
+            ServiceEnd::Exited(code) => (format!("exited with {code}"), None),
+            ServiceEnd::Killed => ("was killed".to_owned(), None),
+            ServiceEnd::OutOfMemory => ("exceeded the memory limit of its step".to_owned(), Some("memory")),
+            ServiceEnd::TooManyProcesses => ("exceeded the limit on processes of its step".to_owned(), Some("pids")),
         };
         let what = format!("service `{name}` {how} before the step had ended");
-        Self { what, advice: None, last_lines: output.last() }
+        let advice = limit.map(|limit| format!("raise `{limit}` in the step's `runner_args`"));
+        Self { what, advice, last_lines: output.last() }
     }
 
     /// Returns the report for the step's log.
-    pub(in crate::runner) fn text(&self) -> String {
+    fn text(&self) -> String {
         let mut text = format!("error: {}", self.what);
         text.push_str(if self.last_lines.is_empty() { "; it printed nothing\n" } else { "; its last lines:\n" });
         self.last_lines.iter().for_each(|line| text.push_str(&format!("  {line}\n")));
@@ -198,7 +277,7 @@ impl ServiceReport {
     }
 
     /// Returns the reason for the step's failure, in one line.
-    pub(in crate::runner) fn line(&self) -> String {
+    fn line(&self) -> String {
         match &self.advice {
             Some(advice) => format!("{}: {advice}", self.what),
             None => self.what.clone(),
@@ -208,7 +287,10 @@ impl ServiceReport {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::runner::context::tests::limited;
 
     #[test]
     fn a_report_has_the_last_lines_and_what_to_do() {
@@ -227,5 +309,33 @@ mod tests {
         let cancel = CancellationToken::new();
         let done = beside(Attempts::new(&cancel), |_| async { 7 }).await;
         assert!(done.step == Some(7) && done.failure.is_none() && done.all_ended);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_to_become_ready_counts_from_the_start() {
+        let (_writer, ctx) = limited();
+        for (mark, starting, becoming, has_run_after) in [
+            (Some("ready"), 60, 4, Some(64)),
+            (Some("ready"), 60, 6, None),
+            // It is ready when it has started.
+            (None, 60, 1000, Some(60)),
+        ] {
+            let attempts = Attempts::new(&ctx.cancel);
+            let stop = attempts.stop.clone();
+            let output = ServiceOutput::new("db", mark, &ctx.event_bus, Uuid::nil());
+            let attempt = async {
+                awake::sleep(Duration::from_secs(starting)).await;
+                output.started();
+                awake::sleep(Duration::from_secs(becoming)).await;
+                output.write(StdStream::Stdout, b"ready\n").await;
+                stop.cancelled().await;
+                Ok(ServiceEnd::Exited(0))
+            };
+            let ready_timeout = Duration::from_secs(5);
+            let service = ServiceAttempt { output: &output, ready_timeout, attempt: Box::pin(attempt) };
+            let begin = Instant::now();
+            let done = beside(attempts.with(vec![service]), |_| async { begin.elapsed().as_secs() }).await;
+            assert_eq!((done.step, done.failure.is_none()), (has_run_after, has_run_after.is_some()));
+        }
     }
 }

@@ -1,0 +1,169 @@
+//! The digest of what a layer contains: names, types, modes, owners, attributes, contents and marks,
+//! without times.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    path::Path,
+    thread,
+};
+
+use super::{IdMap, Store, StoreError, error::IoContext};
+
+/// What a layer has at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LayerEntry {
+    Directory,
+    /// A mark after the directory's own entry: it hides what is below.
+    Opaque,
+    /// The mark of something that was removed.
+    Whiteout,
+    /// A file, a link, or something else.
+    Other,
+}
+
+/// Returns the digest of the layer in a directory. Reads all of it, and hands out each entry with its
+/// path, which has no slash at its start: a directory before what is in it, and before directories in it
+/// all else. Sockets are left out.
+///
+/// # Errors
+/// Returns an error if it cannot be read.
+pub(crate) fn layer_digest(
+    store: &Store,
+    layer: &Path,
+    id_map: IdMap,
+    see: impl FnMut(&[u8], LayerEntry),
+) -> Result<[u8; 32], StoreError> {
+    let doing = "read the layer";
+    let (read, write) = io::pipe().doing("make a pipe to read", layer)?;
+    // Packing may happen in another process.
+    let (packed, digest) = thread::scope(|scope| {
+        let packing =
+            scope.spawn(|| store.trash().tree_ops().layer_tar(layer, File::from(OwnedFd::from(write)), id_map));
+        let digest = digest(read, see);
+        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), digest)
+    });
+    // If the stream was not read to its end, packing failed as a consequence.
+    let digest = digest.doing(doing, layer)?;
+    packed.doing(doing, layer)?;
+    Ok(digest)
+}
+
+/// Returns the digest of no layer.
+pub(crate) fn no_layer_digest() -> [u8; 32] {
+    *blake3::Hasher::new().finalize().as_bytes()
+}
+
+/// Returns the digest of a layer's stream.
+fn digest(stream: impl Read, mut see: impl FnMut(&[u8], LayerEntry)) -> io::Result<[u8; 32]> {
+    let mut archive = tar::Archive::new(io::BufReader::with_capacity(1 << 17, stream));
+    let mut hasher = blake3::Hasher::new();
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let (path, kind) = entry_of(&entry.path_bytes(), entry.header().entry_type());
+        see(&path, kind);
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        };
+        part(&entry.path_bytes());
+        part(&entry.link_name_bytes().unwrap_or_default());
+        let header = entry.header();
+        part(&[header.entry_type().as_byte()]);
+        for number in [u64::from(header.mode()?), header.uid()?, header.gid()?, entry.size()] {
+            part(&number.to_le_bytes());
+        }
+        // Other files have no numbers there, which would be an error.
+        if header.entry_type().is_character_special() || header.entry_type().is_block_special() {
+            for number in [header.device_major()?, header.device_minor()?] {
+                part(&number.unwrap_or_default().to_le_bytes());
+            }
+        }
+        if let Some(records) = entry.pax_extensions()? {
+            for record in records {
+                let record = record?;
+                if record.key_bytes() != b"mtime" {
+                    part(record.key_bytes());
+                    part(record.value_bytes());
+                }
+            }
+        }
+        io::copy(&mut entry, &mut hasher)?;
+    }
+    // What follows is padding, but the writer must not lose its reader.
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink())?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Returns what an entry of the stream stands for.
+fn entry_of(path: &[u8], entry_type: tar::EntryType) -> (Vec<u8>, LayerEntry) {
+    let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    let (dir, name) = path.split_at(start);
+    match name.strip_prefix(b".wh.") {
+        _ if entry_type.is_dir() => (path.to_vec(), LayerEntry::Directory),
+        Some(b".wh..opq") => (dir.strip_suffix(b"/").unwrap_or(dir).to_vec(), LayerEntry::Opaque),
+        Some(name) => ([dir, name].concat(), LayerEntry::Whiteout),
+        None => (path.to_vec(), LayerEntry::Other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    fn digest_of(store: &Store, layer: &Path, id_map: IdMap) -> [u8; 32] {
+        layer_digest(store, layer, id_map, |_, _| ()).unwrap()
+    }
+
+    #[test]
+    fn each_entry_is_handed_out_with_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let layer = dir.path().join("layer");
+        let id_map = if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single };
+        fs::create_dir_all(layer.join("a/b")).unwrap();
+        fs::write(layer.join("a/file"), "1").unwrap();
+        crate::tree::whiteout(&layer.join("a/gone")).unwrap();
+        let mark = rustix::fs::XattrFlags::empty();
+        let is_marked = rustix::fs::setxattr(layer.join("a"), id_map.opaque_xattr(), b"y", mark).is_ok();
+        let mut seen = Vec::new();
+        let mut see = |path: &[u8], entry| seen.push((String::from_utf8(path.to_vec()).unwrap(), entry));
+        layer_digest(&store, &layer, id_map, &mut see).unwrap();
+        let opaque = is_marked.then_some(("a", LayerEntry::Opaque));
+        let expected = [("a", LayerEntry::Directory)].into_iter().chain(opaque).chain([
+            ("a/file", LayerEntry::Other),
+            ("a/gone", LayerEntry::Whiteout),
+            ("a/b", LayerEntry::Directory),
+        ]);
+        assert_eq!(seen, expected.map(|(path, entry)| (path.to_owned(), entry)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn all_but_times_is_in_the_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let layer = dir.path().join("layer");
+        let id_map = if rustix::process::geteuid().is_root() { IdMap::Root } else { IdMap::Single };
+        fs::create_dir_all(layer.join("a/b")).unwrap();
+        fs::write(layer.join("a/file"), "1").unwrap();
+        let mut seen = vec![digest_of(&store, &layer, id_map)];
+        fs::File::open(layer.join("a/file")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(digest_of(&store, &layer, id_map), seen[0]);
+        let edits: [&dyn Fn(); 5] = [
+            &|| fs::write(layer.join("a/file"), "2").unwrap(),
+            &|| fs::set_permissions(layer.join("a/file"), fs::Permissions::from_mode(0o600)).unwrap(),
+            &|| fs::rename(layer.join("a/file"), layer.join("a/renamed")).unwrap(),
+            &|| std::os::unix::fs::symlink("x", layer.join("link")).unwrap(),
+            &|| fs::remove_dir(layer.join("a/b")).unwrap(),
+        ];
+        for edit in edits {
+            edit();
+            let now = digest_of(&store, &layer, id_map);
+            assert!(!seen.contains(&now));
+            seen.push(now);
+        }
+    }
+}
