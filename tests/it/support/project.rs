@@ -52,6 +52,8 @@ impl Project {
         command.args(args).current_dir(&self.dir).env("HM_CACHE_DIR", &self.store).stdin(Stdio::null());
         // The store is removed with the project, at any moment.
         command.env("HM_CACHE_GC", "off");
+        // How full the machine's disk is decides nothing.
+        command.env("HM_CACHE_MIN_FREE", "0");
         // Nothing is downloaded, except in the test of that.
         command.env("HM_DSL", "system");
         for variable in [
