@@ -282,14 +282,24 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// Keeps the record of what a step read, under a key that is known before it runs.
+    /// Keeps the record of what a step read, under a key that is known before it runs. `look` is what the next
+    /// look finds by it, by the name of what is looked at.
     ///
     /// # Errors
     /// Returns an error if it cannot be kept.
-    pub(crate) async fn keep_trace(&self, key: [u8; 32], record: Vec<u8>) -> Result<(), Arc<str>> {
+    pub(crate) async fn keep_trace(
+        &self,
+        key: [u8; 32],
+        record: Vec<u8>,
+        look: Option<([u8; 32], Vec<u8>)>,
+    ) -> Result<(), Arc<str>> {
         let (store, _) = self.store.as_ref().map_err(Arc::clone)?;
         let store = Arc::clone(store);
-        on_thread("keep what a step read", move || store.traces().keep(&key, &record)).await
+        on_thread("keep what a step read", move || {
+            store.traces().keep(&key, &record)?;
+            look.map_or(Ok(()), |(view, look)| store.traces().keep_look(&key, &view, &look))
+        })
+        .await
     }
 
     /// Returns how steps that are not found differ from the last runs that looked them up, by key. `source`

@@ -31,4 +31,6 @@ pub(crate) struct TracedResult {
     pub(crate) record: Vec<u8>,
     /// The key of its result.
     pub(crate) result: [u8; 32],
+    /// How the next look for its result can be left out: under which name to keep that, and what to keep.
+    pub(crate) look: Option<([u8; 32], Vec<u8>)>,
 }

@@ -351,20 +351,20 @@ fn length(path: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn file(path: &str, content: u8) -> ManifestEntry<'_> {
+    pub(in crate::source) fn file(path: &str, content: u8) -> ManifestEntry<'_> {
         const HASHES: [[u8; 32]; 8] = [[0; 32], [1; 32], [2; 32], [3; 32], [4; 32], [5; 32], [6; 32], [7; 32]];
         let kind = EntryKind::File { size_bytes: 1, hash: &HASHES[usize::from(content)] };
         ManifestEntry { path: path.as_bytes(), mode: 0o644, mtime: (1, 2), kind }
     }
 
-    fn dir(path: &str) -> ManifestEntry<'_> {
+    pub(in crate::source) fn dir(path: &str) -> ManifestEntry<'_> {
         ManifestEntry { path: path.as_bytes(), mode: 0o755, mtime: (1, 2), kind: EntryKind::Directory }
     }
 
-    fn link<'a>(path: &'a str, target: &'a str) -> ManifestEntry<'a> {
+    pub(in crate::source) fn link<'a>(path: &'a str, target: &'a str) -> ManifestEntry<'a> {
         ManifestEntry {
             path: path.as_bytes(),
             mode: 0o777,
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    fn manifest(mut entries: Vec<ManifestEntry<'_>>) -> Manifest {
+    pub(in crate::source) fn manifest(mut entries: Vec<ManifestEntry<'_>>) -> Manifest {
         entries.sort_by(|a, b| order(a.path, b.path));
         let mut manifest = Manifest::default();
         entries.into_iter().for_each(|entry| manifest.push(entry));

@@ -8,6 +8,7 @@
 mod archives;
 mod delta;
 mod early;
+mod edits;
 mod fnmatch;
 mod freeze;
 mod freeze_progress;
@@ -39,6 +40,7 @@ use std::{sync::LazyLock, thread};
 pub use delta::delta;
 pub(crate) use delta::{SourceDelta, delta_of_shown, delta_with_caches};
 pub use early::EarlyFreeze;
+pub(crate) use edits::ComparedSources;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;
 pub(crate) use frozen::largest_files;

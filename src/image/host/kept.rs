@@ -23,10 +23,15 @@ use crate::{
 pub(super) struct Tree {
     root: PathBuf,
     _lease: Lease,
-    _own: Option<PartialTree>,
+    own: Option<PartialTree>,
 }
 
 impl Tree {
+    /// Returns whether later runs have the same tree, unless the machine changes.
+    pub(super) fn is_kept(&self) -> bool {
+        self.own.is_none()
+    }
+
     /// Returns the root of the tree, which must not be written to.
     pub(super) fn root(&self) -> &Path {
         &self.root
@@ -41,14 +46,14 @@ pub(super) fn tree(store: &Arc<Store>, machine: &Path, dirs: &[HostDir], now: Sy
     let digest = skeleton.digest();
     let kept = |layer| store.layers().dir(&layer);
     if let Some(layer) = find_tree(store, &digest)? {
-        return Ok(Tree { root: kept(layer), _lease: lease, _own: None });
+        return Ok(Tree { root: kept(layer), _lease: lease, own: None });
     }
     // If another process is making the tree, this one does not wait for it, and makes one for itself.
     let lock: Option<LayerLock> = try_lock_layer(store, &tree_id(&digest))?;
     if lock.is_some()
         && let Some(layer) = find_tree(store, &digest)?
     {
-        return Ok(Tree { root: kept(layer), _lease: lease, _own: None });
+        return Ok(Tree { root: kept(layer), _lease: lease, own: None });
     }
     let new = new_tree(store)?;
     skeleton.make(machine, &new.root())?;
@@ -56,9 +61,9 @@ pub(super) fn tree(store: &Arc<Store>, machine: &Path, dirs: &[HostDir], now: Sy
     let is_exact = skeleton.is_settled(now) && Skeleton::of(machine, dirs)?.digest() == digest;
     if lock.is_some() && is_exact {
         let layer = keep_tree(store, new, &digest)?;
-        return Ok(Tree { root: kept(layer), _lease: lease, _own: None });
+        return Ok(Tree { root: kept(layer), _lease: lease, own: None });
     }
-    Ok(Tree { root: new.root(), _lease: lease, _own: Some(new) })
+    Ok(Tree { root: new.root(), _lease: lease, own: Some(new) })
 }
 
 #[cfg(test)]

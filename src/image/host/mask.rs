@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
 use super::redact;
 use crate::{
     store::{StoreError, error::IoContext, files::make_dir},
@@ -127,7 +129,36 @@ pub(super) fn make(machine: &Path, name: &Path, mask: &Path, reach: Reach) -> Re
     for file in redact::named(name) {
         layer.redact_named(file)?;
     }
+    if !layer.empty {
+        keep_times(mask, &machine.join(name)).doing("set the times in", mask)?;
+    }
     Ok(Made { masks: !layer.empty, complete })
+}
+
+/// Gives what a mask contains the times of what it is over. Otherwise each run would see files that are newer
+/// than those that earlier steps left.
+fn keep_times(mask: &Path, machine: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(mask)? {
+        let (entry, kind) = entry.and_then(|entry| entry.file_type().map(|kind| (entry, kind)))?;
+        let model = machine.join(entry.file_name());
+        if kind.is_dir() {
+            keep_times(&entry.path(), &model)?;
+        } else if kind.is_symlink() {
+            keep_time(&entry.path(), fs::symlink_metadata(model))?;
+        } else if kind.is_file() {
+            keep_time(&entry.path(), fs::metadata(model))?;
+        }
+    }
+    keep_time(mask, fs::metadata(machine))
+}
+
+fn keep_time(made: &Path, model: io::Result<Metadata>) -> io::Result<()> {
+    // The step's own files may be over nothing.
+    let Ok(metadata) = model else { return Ok(()) };
+    let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
+    let modified = time((metadata.mtime(), metadata.mtime_nsec()));
+    let times = Timestamps { last_access: modified, last_modification: modified };
+    Ok(utimensat(CWD, made, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Returns the home directories of users, as paths relative to the root, wherever they are.

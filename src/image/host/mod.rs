@@ -13,14 +13,15 @@ mod skeleton;
 
 use std::{
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::SystemTime,
 };
 
 use mask::{Made, Reach};
 
-use crate::store::{IdMap, Store, StoreError, error::IoContext, files::make_dir};
+use crate::store::{IdMap, Store, StoreError, error::IoContext, files::make_dir, layer_digest};
 
 /// Top-level directories of the system, if they are directories. If they are links (`/bin` to `usr/bin`), the
 /// skeleton contains the link.
@@ -54,8 +55,11 @@ pub struct HostImage {
     pub skeleton: PathBuf,
     /// The directories to mount over it, parents before children.
     pub dirs: Vec<HostDir>,
-    _kept: kept::Tree,
-    _home: Home,
+    kept: kept::Tree,
+    home: Home,
+    id_map: IdMap,
+    /// See [`digest`](Self::digest).
+    digest: OnceLock<[u8; 32]>,
 }
 
 /// The directory that contains everything created for an image.
@@ -140,7 +144,38 @@ impl HostImage {
             });
         }
         let kept = kept::tree(store, machine, &dirs, SystemTime::now())?;
-        Ok(Self { skeleton: kept.root().into(), dirs, _kept: kept, _home: home })
+        Ok(Self { skeleton: kept.root().into(), dirs, kept, home, id_map, digest: OnceLock::new() })
+    }
+
+    /// Returns a digest of everything that steps see of the machine but the content of its directories: the
+    /// skeleton, which directories there are, and what hides files in them. Returns `None` if the skeleton is
+    /// for this run only.
+    ///
+    /// # Errors
+    /// Returns an error if a mask cannot be read.
+    pub(crate) fn digest(&self) -> Result<Option<[u8; 32]>, StoreError> {
+        if !self.kept.is_kept() {
+            return Ok(None);
+        }
+        if let Some(digest) = self.digest.get() {
+            return Ok(Some(*digest));
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        };
+        part(self.skeleton.as_os_str().as_bytes());
+        for HostDir { path, lowers, read_only, screened } in &self.dirs {
+            part(path.as_os_str().as_bytes());
+            part(&[u8::from(*read_only), u8::from(*screened)]);
+            for lower in lowers {
+                match lower.starts_with(&self.home.path) {
+                    true => part(&layer_digest(&self.home.store, lower, self.id_map, |_, _| ())?),
+                    false => part(lower.as_os_str().as_bytes()),
+                }
+            }
+        }
+        Ok(Some(*self.digest.get_or_init(|| *hasher.finalize().as_bytes())))
     }
 }
 

@@ -219,7 +219,7 @@ impl BootContext<'_> {
 
     /// Returns the current state of the machine. The steps of a build share the state that the first of them
     /// saw.
-    async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
+    pub(super) async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
         let make = || async {
             let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
             RunnerError::blocking("make the host image", move || {
@@ -367,8 +367,8 @@ impl BootContext<'_> {
 }
 
 impl Boot {
-    /// Commits the snapshot of a step whose processes are dead. Blocks for some 100 µs, or for long if layers
-    /// are merged: see [`Boot::merges`].
+    /// Commits the snapshot of a step whose processes are dead. Blocks for some 100 µs, or for long if
+    /// layers are merged: see [`Boot::merges`].
     ///
     /// # Errors
     /// Returns an error if the layer cannot be put in place.
@@ -402,24 +402,35 @@ impl Boot {
     /// Returns the directories of this machine that can change while a step runs: the paths at which the step
     /// sees them, and their own. What hm itself made, in `store`, does not change.
     pub(super) fn machine_dirs(&self, store: &Path) -> Vec<(PathBuf, PathBuf)> {
-        let image = self.image.iter().flat_map(|image| &image.dirs);
-        let host = image.flat_map(|dir| dir.lowers.iter().map(|lower| (Path::new("/").join(&dir.path), lower.clone())));
-        let rootfs = match &self.base {
-            Base::Rootfs(dir) => Some((PathBuf::from("/"), dir.clone())),
-            Base::Host | Base::Image(_) => None,
-        };
         // An image's step sees the machine's own file.
         let resolver = self.binds.iter().filter_map(|bind| {
             let path = |text: &std::ffi::CStr| PathBuf::from(OsStr::from_bytes(text.to_bytes()));
             (bind.target.to_bytes() == b"/etc/resolv.conf").then(|| (path(&bind.target), path(&bind.source)))
         });
-        host.chain(rootfs).chain(resolver).filter(|(_, dir)| !dir.starts_with(store)).collect()
+        let dirs = machine_dirs(self.image.as_deref(), &self.base, resolver);
+        dirs.filter(|(_, dir)| !dir.starts_with(store)).collect()
     }
 
     /// Returns whether the commit may merge layers.
     fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
     }
+}
+
+/// Returns the directories of this machine, and of what `hm` made over them, that a step on `base` sees: the
+/// paths at which it does, and their own.
+pub(super) fn machine_dirs<'a>(
+    image: Option<&'a HostImage>,
+    base: &Base,
+    resolver: impl IntoIterator<Item = (PathBuf, PathBuf)> + 'a,
+) -> impl Iterator<Item = (PathBuf, PathBuf)> + 'a {
+    let image = image.into_iter().flat_map(|image| &image.dirs);
+    let host = image.flat_map(|dir| dir.lowers.iter().map(|lower| (Path::new("/").join(&dir.path), lower.clone())));
+    let rootfs = match base {
+        Base::Rootfs(dir) => Some((PathBuf::from("/"), dir.clone())),
+        Base::Host | Base::Image(_) => None,
+    };
+    host.chain(rootfs).chain(resolver)
 }
 
 /// Commits the step's layer. Merging layers takes long enough to need a thread; a rename does not.

@@ -11,12 +11,12 @@ use std::{
 
 use super::{
     reuse::{ReadByStep, result_key},
-    shadow::{Matching, Written, written},
+    shadow::{FoundRecord, Matching, Written, written},
 };
 use crate::{
     cache::{Explained, RecordedLayer},
     model::SnapshotRef,
-    runner::{RunnerError, TraceLookup},
+    runner::RunnerError,
     source::HiddenFiles,
     store::{
         self, CommitRequest, LayerEntry, LayerId, Placed, Placement, Store, StoreError, layer_digest, no_layer_digest,
@@ -101,12 +101,13 @@ fn now() -> FileTime {
 }
 
 /// Puts the result of the first record that matches, and for which that is possible, over a parent.
-pub(super) fn place(
+/// Returns its key and the record, or why there is none.
+pub(super) fn place<'a>(
     store: &Arc<Store>,
-    matching: &Matching,
+    matching: &'a Matching,
     parent: Option<&SnapshotRef>,
-) -> Result<TraceLookup, StoreError> {
-    let missed = |why: &str| Ok(TraceLookup::Missed(Some(why.to_owned())));
+) -> Result<Result<([u8; 32], &'a FoundRecord), String>, StoreError> {
+    let missed = |why: &str| Ok(Err(why.to_owned()));
     let gone = "its result was removed";
     // Without a parent, it boots from what the key names.
     let (Some(name), Some(seen)) = (parent, &matching.seen) else { return missed(gone) };
@@ -145,7 +146,7 @@ pub(super) fn place(
         match store::place(store, &placement)? {
             Placed::Kept => {
                 store.traces().touch(&matching.key, &found.bytes)?;
-                return Ok(TraceLookup::Found(key));
+                return Ok(Ok((key, found)));
             }
             Placed::Refused(reason) => drop(why.get_or_insert_with(|| reason.to_owned())),
         }

@@ -1,20 +1,26 @@
 //! Results that are found by what a step read: mode `auto`. See `docs/design/trace-cache.md`.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{
     jail::trace::{Answer, Reason, Trace},
+    looks::{Found, Looking},
     placing::{WrittenByStep, place, written_by},
     runner::SandboxRunner,
+    shadow::{FoundRecord, Matching},
     traced::Once,
+    view::View,
 };
 use crate::{
     cache::TraceRecord,
     model::SnapshotRef,
     runner::{ExecutorInput, Limits, RunnerError, RunnerErrorKind, StepContext, TraceLookup, TraceReuse, TracedResult},
-    store::StoreError,
+    store::{Base, Store, StoreError},
     tree::FileTime,
 };
 
@@ -25,6 +31,8 @@ pub(super) struct ReadByStep {
     pub(super) answers: Vec<Answer>,
     /// The time that a file would have got when it started.
     pub(super) started_at: FileTime,
+    /// A time before that.
+    since: SystemTime,
 }
 
 impl SandboxRunner {
@@ -41,31 +49,52 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let matching = self.look_up_records(once, &reuse.project).await?;
+            let base = self.base_of(once).await?;
+            let key = self.static_key(once, &base, &reuse.project);
+            let view = self.view_of(once, &base).await?;
+            let (reading, compared) = (Arc::clone(&store), Arc::clone(&self.compared));
+            let before = RunnerError::blocking("look for the result of a step", move || {
+                let looking = view.map(|view| Looking::since(SystemTime::now(), view, compared));
+                let found = looking.as_ref().and_then(|looking| looking.found_before(&reading, &key));
+                // A record that is added from here on may be another one's result.
+                let newest = if found.is_none() { reading.traces().newest(&key)? } else { None };
+                Ok((looking, found, newest))
+            });
+            let (looking, newest) = match before.await? {
+                (_, Some(result), _) => return Ok(TraceLookup::Found(result)),
+                (looking, None, newest) => (looking, newest),
+            };
+            let matching = self.look_up_records(once, key).await?;
             if matching.records.is_empty() {
                 return Ok(TraceLookup::Missed(matching.mismatch));
             }
             let parent = input.parent_snapshot.clone();
             RunnerError::blocking("look for the result of a step", move || {
-                let keyed =
-                    matching.records.iter().map(|it| (result_key(&matching.key, &it.bytes, parent.as_ref()), it));
-                let results: Vec<_> = keyed.collect();
-                let found = store.steps().read(|reader| {
-                    results.iter().find(|(key, _)| reader.get(key).is_some()).map(|(key, it)| (*key, *it))
-                })?;
-                let Some((key, found)) = found else {
-                    return Ok(place(&store, &matching, parent.as_ref())?);
+                let (result, found) = match result_of(&store, &matching, parent.as_ref())? {
+                    Ok(found) => found,
+                    Err(why) => return Ok(TraceLookup::Missed(Some(why))),
                 };
-                store.traces().touch(&matching.key, &found.bytes)?;
-                if found.record.parent != parent {
-                    // What it was put over this parent from is in use, too.
-                    store.steps().touch(&[result_key(&matching.key, &found.bytes, found.record.parent.as_ref())])?;
+                if let (Some(looking), Some(newest)) = (looking, newest) {
+                    let origin = (found.record.parent != parent)
+                        .then(|| result_key(&key, &found.bytes, found.record.parent.as_ref()));
+                    let record = *blake3::hash(&found.bytes).as_bytes();
+                    let kept = looking.ended(&found.record.asked, &Found { newest, record, result, origin });
+                    keep_look(&store, &key, kept);
                 }
-                Ok(TraceLookup::Found(key))
+                Ok(TraceLookup::Found(result))
             })
             .await
         }
         .boxed()
+    }
+
+    /// Returns what a step would see, if that has a name.
+    async fn view_of(&self, once: Once<'_>, base: &Base) -> Result<Option<View>, RunnerError> {
+        let Once { store, zygote, ctx, input, limits } = once;
+        if !limits.caches.is_empty() {
+            return Ok(None);
+        }
+        self.boot_context(store, zygote).hiding(limits).view((ctx, input), base).await
     }
 
     /// Returns what a step that passed read, unless something of it cannot be compared later.
@@ -79,7 +108,7 @@ impl SandboxRunner {
         once.ctx.stop_limit();
         let step = &once.input.step.key;
         match self.confirmed(once, since, trace).await {
-            Ok(Ok((asked, answers))) => Some(ReadByStep { asked, answers, started_at }),
+            Ok(Ok((asked, answers))) => Some(ReadByStep { asked, answers, started_at, since: since.0 }),
             Ok(Err(reasons)) => {
                 let reasons: Vec<String> = reasons.iter().map(Reason::to_string).collect();
                 tracing::info!("the result of step {step} is not kept: {}", reasons.join("; "));
@@ -106,8 +135,11 @@ impl SandboxRunner {
             else {
                 return Ok(None);
             };
-            let key = self.static_key(once, &self.base_of(once).await?, &reuse.project);
-            let (ReadByStep { asked, answers, .. }, WrittenByStep { digest: layer, layer: written }) = (read, written);
+            let base = self.base_of(once).await?;
+            let key = self.static_key(once, &base, &reuse.project);
+            let view = self.view_of(once, &base).await?;
+            let (ReadByStep { asked, answers, since, .. }, WrittenByStep { digest: layer, layer: written }) =
+                (read, written);
             let (parent_of, run, step) = (parent.cloned(), input.run_id, input.step.key.to_string());
             let record = TraceRecord { asked, answers, layer, parent: parent_of, written, run, step };
             let encoded = record.encode().map_err(|error| {
@@ -117,9 +149,45 @@ impl SandboxRunner {
                 )
             })?;
             // What has no stored form is too large.
-            Ok(encoded.map(|record| TracedResult { result: result_key(&key, &record, parent), key, record }))
+            let Some(encoded) = encoded else { return Ok(None) };
+            let (id, result) = (*blake3::hash(&encoded).as_bytes(), result_key(&key, &encoded, parent));
+            let compared = Arc::clone(&self.compared);
+            let look = RunnerError::blocking("look at the files of the machine", move || {
+                let found = Found { newest: id, record: id, result, origin: None };
+                Ok(view.and_then(|view| Looking::since(since, view, compared).ended(&record.asked, &found)))
+            });
+            Ok(Some(TracedResult { key, record: encoded, result, look: look.await? }))
         };
         kept.await.inspect_err(|error| warn_unless_cancelled(once, error)).ok().flatten().map(Box::new)
+    }
+}
+
+/// Returns the key of the result that a step has over its parent, and the record that it is found by: the
+/// first of those that match which has one there, or else one that can be put there. If there is none,
+/// says why.
+fn result_of<'a>(
+    store: &Arc<Store>,
+    matching: &'a Matching,
+    parent: Option<&SnapshotRef>,
+) -> Result<Result<([u8; 32], &'a FoundRecord), String>, StoreError> {
+    let keyed = matching.records.iter().map(|it| (result_key(&matching.key, &it.bytes, parent), it));
+    let results: Vec<_> = keyed.collect();
+    let found = store.steps().read(|reader| results.iter().find(|(key, _)| reader.get(key).is_some()).copied())?;
+    let Some((key, found)) = found else { return place(store, matching, parent) };
+    store.traces().touch(&matching.key, &found.bytes)?;
+    if found.record.parent.as_ref() != parent {
+        // What it was put over this parent from is in use, too.
+        store.steps().touch(&[result_key(&matching.key, &found.bytes, found.record.parent.as_ref())])?;
+    }
+    Ok(Ok((key, found)))
+}
+
+/// Keeps what a look found. If that fails, the next run looks again.
+fn keep_look(store: &Store, key: &[u8; 32], look: Option<([u8; 32], Vec<u8>)>) {
+    if let Some((view, look)) = look
+        && let Err(error) = store.traces().keep_look(key, &view, &look)
+    {
+        tracing::info!(error = &error as &dyn std::error::Error, "what a look found is not kept");
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
         RunnerError, StepContext, StepResult, StepRunner, TraceLookup, check_network, image_notes::no_image,
         kept_steps, services::beside::FAILED,
     },
-    source::RunSource,
+    source::{ComparedSources, RunSource},
     store::{IdMap, SnapshotConfig, Store, StoreError, StoreHandle},
     userns::{StartError, UsernsHelper, UsernsOptions, Zygote},
 };
@@ -51,6 +51,7 @@ pub struct SandboxRunner {
     pub(super) layer_dirs: LayerDirs,
     pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,
+    pub(super) compared: Arc<ComparedSources>,
     pub(super) networks: Networks,
     /// Limits how many files of other steps are read at a time.
     pub(super) input_reads: Arc<Semaphore>,
@@ -181,6 +182,7 @@ impl SandboxBuilder {
             userns: self.into(),
             layer_dirs: LayerDirs::default(),
             overlays: Arc::default(),
+            compared: Arc::default(),
             networks: Networks::default(),
             input_reads: Arc::new(Semaphore::new(INPUT_READS)),
             warned: AtomicBool::new(false),

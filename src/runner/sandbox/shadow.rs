@@ -12,7 +12,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::fs::MemfdFlags;
@@ -20,6 +20,7 @@ use rustix::fs::MemfdFlags;
 use super::{
     attempt,
     boot::{Boot, SeenSource, failed},
+    clock::{MARGIN, since_1970, was_set},
     jail::{
         Pack, Root,
         trace::{Answer, Reason, Trace, decode_answers},
@@ -38,11 +39,6 @@ use crate::{
     tree::FileTime,
 };
 
-/// How much earlier than the start of a step a change of the machine's files may be to count: clocks of files
-/// have coarse steps.
-pub(super) const MARGIN: Duration = Duration::from_secs(2);
-/// By how much the two clocks may differ over the time of a step.
-const DRIFT: Duration = Duration::from_secs(1);
 /// The most paths that are asked for at once, for all records together.
 const MAX_ASKED: usize = 500_000;
 /// The most bytes of all these paths.
@@ -125,8 +121,12 @@ impl SandboxRunner {
     /// Predicts whether a step that is about to run would be found. A failure is a warning, unless the build
     /// was cancelled: the user knows that.
     pub(super) async fn predict(&self, once: Once<'_>, mode: &Arc<ShadowMode>) -> Box<Shadowed> {
-        let looked_up = self.look_up_records(once, mode.project()).await;
+        let looked_up = async {
+            let key = self.static_key(once, &self.base_of(once).await?, mode.project());
+            self.look_up_records(once, key).await
+        };
         let looked_up = looked_up
+            .await
             .map(LookedUp::newest)
             .inspect_err(|error| {
                 let step = &once.input.step.key;
@@ -141,9 +141,8 @@ impl SandboxRunner {
     }
 
     /// Looks up which records of a step match what it would read now.
-    pub(super) async fn look_up_records(&self, once: Once<'_>, project: &str) -> Result<Matching, RunnerError> {
+    pub(super) async fn look_up_records(&self, once: Once<'_>, key: [u8; 32]) -> Result<Matching, RunnerError> {
         let Once { store, .. } = once;
-        let key = self.static_key(once, &self.base_of(once).await?, project);
         let reading = Arc::clone(store);
         let records = RunnerError::blocking("read the records of earlier traces", move || {
             Ok(StoredRecords::decode(reading.traces().of(&key)?, MAX_ASKED, MAX_ASKED_BYTES))
@@ -425,7 +424,7 @@ pub(super) fn written(store: &Store, below: &[LayerId], layers: &[LayerId]) -> W
 /// Returns the first of some paths whose file on the machine changed since a time. `dirs` are the machine's
 /// directories, by the paths at which a step sees them.
 fn changed_since(dirs: &[(PathBuf, PathBuf)], paths: &[Vec<u8>], since: SystemTime) -> Option<Vec<u8>> {
-    let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(MARGIN);
+    let since = since_1970(since).saturating_sub(MARGIN);
     let is_newer = |path: &Path| -> Option<bool> {
         let metadata = path.symlink_metadata().ok()?;
         let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
@@ -444,15 +443,9 @@ fn changed_since(dirs: &[(PathBuf, PathBuf)], paths: &[Vec<u8>], since: SystemTi
     paths.iter().find(changed).cloned()
 }
 
-/// Returns whether the clock was set since a moment.
-pub(super) fn was_set((clock, moment): (SystemTime, Instant)) -> bool {
-    let by_clock = SystemTime::now().duration_since(clock);
-    by_clock.map_or(true, |by_clock| by_clock.abs_diff(moment.elapsed()) > DRIFT)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::UNIX_EPOCH};
 
     use super::*;
 
@@ -471,13 +464,5 @@ mod tests {
         }
         assert_eq!(ask("/workspace/x", UNIX_EPOCH), None, "it is not the machine's");
         assert_eq!(ask("/usrx", UNIX_EPOCH), None);
-    }
-
-    #[test]
-    fn a_clock_that_was_set_is_noticed() {
-        let now = (SystemTime::now(), Instant::now());
-        assert!(!was_set(now));
-        assert!(was_set((now.0 + Duration::from_secs(50), now.1)));
-        assert!(was_set((now.0 - Duration::from_secs(50), now.1)));
     }
 }

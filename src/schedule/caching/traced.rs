@@ -170,7 +170,7 @@ impl<R: RunnerSet> Caching<'_, R> {
                 let passed = Passed { key, step: Arc::clone(&name), snapshot, log, flight: None, traced: true };
                 // The record last: nothing finds a result without one.
                 let published = match cache.publish(passed).await {
-                    Ok(found) => cache.keep_trace(traced.key, traced.record).await.map(|()| found),
+                    Ok(found) => cache.keep_trace(traced.key, traced.record, traced.look).await.map(|()| found),
                     Err(message) => Err(message),
                 };
                 let found = published.inspect_err(|message| {

@@ -1,6 +1,6 @@
 //! Rows of what steps read, and of what they wrote then.
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::now_ms;
 
@@ -11,7 +11,23 @@ pub(in crate::store) fn get(connection: &Connection, key: &[u8; 32], most: usize
     select.query_map(params![key, i64::try_from(most).unwrap_or(i64::MAX)], |row| row.get(0))?.collect()
 }
 
-/// Adds a record, and removes all but the `most` last used ones of its key.
+/// Returns the id of the record of a key that was added last.
+pub(in crate::store) fn newest(connection: &Connection, key: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
+    let mut select = connection.prepare_cached("SELECT id FROM traces WHERE key = ? ORDER BY rowid DESC LIMIT 1")?;
+    select.query_row([key], |row| row.get(0)).optional()
+}
+
+/// Returns the record of a key with this id, and when it was last used.
+pub(in crate::store) fn find(
+    connection: &Connection,
+    key: &[u8; 32],
+    id: &[u8; 32],
+) -> rusqlite::Result<Option<(Vec<u8>, i64)>> {
+    let mut select = connection.prepare_cached("SELECT record, used_at FROM traces WHERE key = ? AND id = ?")?;
+    select.query_row([key, id], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+}
+
+/// Adds a record, or replaces that with its id, and removes all but the `most` last used ones of its key.
 pub(in crate::store) fn put(
     transaction: &Transaction<'_>,
     key: &[u8; 32],
@@ -21,7 +37,7 @@ pub(in crate::store) fn put(
     let now = now_ms();
     let mut insert = transaction.prepare_cached(
         "INSERT INTO traces (key, id, record, created_at, used_at) VALUES (?1, ?2, ?3, ?4, ?4)
-         ON CONFLICT (key, id) DO UPDATE SET used_at = ?4",
+         ON CONFLICT (key, id) DO UPDATE SET record = ?3, used_at = ?4",
     )?;
     insert.execute(params![key, id, record, now])?;
     let mut trim = transaction.prepare_cached(

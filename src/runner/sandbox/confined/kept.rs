@@ -14,7 +14,7 @@ use std::{
     io::Read,
     os::{fd::AsFd, unix::ffi::OsStrExt},
     path::Path,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::{
@@ -30,7 +30,7 @@ use crate::{
     ir::Env,
     jail::trace::{Answer, Kinds, Reason, Status, Trace, answer_here, check_support},
     runner::sandbox::{
-        shadow::{MARGIN, was_set},
+        clock::{MARGIN, boot_id, since_1970, was_set},
         traced::TraceFile,
     },
     store::{MAX_TRACE_BYTES, Store, StoreError},
@@ -164,12 +164,6 @@ impl ConfinedCommand {
 fn views(order: &Order) -> Vec<Option<(u64, u64)>> {
     let paths = order.binds.iter().flat_map(|bind| Path::new(OsStr::from_bytes(bind.target.to_bytes())).ancestors());
     paths.map(|path| rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino))).collect()
-}
-
-/// Returns the id of the machine's boot. After another boot, another filesystem may have the number
-/// that one had.
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// Returns the key of a command's records.
@@ -351,7 +345,7 @@ fn is_from_others(answer: &Answer, kinds: Kinds) -> bool {
 fn has_changed(path: &[u8], kinds: Kinds, answer: &Answer, since: Duration, of: KeptOutputs<'_>) -> bool {
     // What is absent was absent then, too: otherwise the answer would not fit.
     let Answer::There(node) = answer else { return false };
-    let Some(status) = Status::here(path) else { return true };
+    let Ok(Some(status)) = Status::at(path) else { return true };
     // Also of a directory that was only passed through: another one may have taken its place. A program
     // of the user's alone passes through `/tmp` and home directories, in which entries come and go all
     // the time.
@@ -387,13 +381,9 @@ fn is_settled(answer: &Answer, status: &Status, looked: Duration) -> bool {
     has_content && !status.is_since(looked.saturating_sub(MARGIN))
 }
 
-fn since_1970(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs};
+    use std::{collections::BTreeMap, fs, time::UNIX_EPOCH};
 
     use super::*;
 

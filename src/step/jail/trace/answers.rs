@@ -91,10 +91,25 @@ impl Status {
         }
     }
 
-    /// Returns the status of what is at a path, if there is something.
-    #[must_use]
-    pub fn here(path: &[u8]) -> Option<Self> {
-        open(path).and_then(fstat).ok().as_ref().map(Self::of)
+    /// Returns the status of what is at a path, which has no links, or `None` if nothing is there.
+    ///
+    /// # Errors
+    /// Returns an error if that cannot be known.
+    pub fn at(path: &[u8]) -> io::Result<Option<Self>> {
+        Ok(open_if_there(path)?.map(fstat).transpose()?.as_ref().map(Self::of))
+    }
+
+    /// Does the same as [`at`](Self::at), but fails also if a change of what is there need not give it
+    /// another status.
+    ///
+    /// # Errors
+    /// Returns an error if that is so, or if the status cannot be known.
+    pub fn lasting_at(path: &[u8]) -> io::Result<Option<Self>> {
+        let Some(found) = open_if_there(path)? else { return Ok(None) };
+        if !keeps_change_times(&found) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(Some(Self::of(&fstat(&found)?)))
     }
 
     /// Returns whether the last change of anything was at this time, since 1970, or later.
@@ -244,6 +259,14 @@ pub fn answer_here(
 fn open(path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat2(CWD, OsStr::from_bytes(path), flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+}
+
+fn open_if_there(path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+    match open(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Answers for one path, which has no links. `left` is how many bytes of files may still be read.

@@ -27,7 +27,7 @@ fn project() -> Project {
 
 /// Returns the system calls of a run that matter here, one a line, or `None` if they cannot be seen. `shadow`
 /// is the value of HM_CACHE_SHADOW.
-fn calls(project: &Project, args: &[&str], shadow: &str) -> Option<Vec<String>> {
+pub(super) fn calls(project: &Project, args: &[&str], shadow: &str) -> Option<Vec<String>> {
     let log = project.store.with_extension("calls");
     let run = project.hm(&[&["run", "--format", "human"][..], args].concat());
     let mut strace = Command::new("strace");
@@ -46,7 +46,7 @@ fn calls(project: &Project, args: &[&str], shadow: &str) -> Option<Vec<String>> 
     Some(fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect())
 }
 
-fn count(calls: &[String], part: &str) -> usize {
+pub(super) fn count(calls: &[String], part: &str) -> usize {
     calls.iter().filter(|call| call.contains(part)).count()
 }
 

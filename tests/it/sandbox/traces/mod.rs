@@ -6,6 +6,7 @@ mod edits;
 mod hidden;
 mod holes;
 mod hostile;
+mod looks;
 mod lost;
 mod network;
 mod placed;
