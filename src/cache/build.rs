@@ -282,8 +282,8 @@ impl BuildCache {
         Ok(found)
     }
 
-    /// Keeps the record of what a step read, under a key that is known before it runs. `look` is what the next
-    /// look finds by it, by the name of what is looked at.
+    /// Keeps the record of what a step read, under a key that is known before it runs. `look` is what the
+    /// next look finds by it, by the name of what is looked at.
     ///
     /// # Errors
     /// Returns an error if it cannot be kept.
