@@ -36,6 +36,7 @@ mod shadow;
 mod step_output;
 mod step_spec;
 mod traced;
+mod verify;
 mod visit;
 
 pub(crate) use attempt::{Control, OutputSink, Supervised, supervise};

@@ -100,11 +100,13 @@ fn now() -> FileTime {
     (i64::try_from(now.as_secs()).unwrap_or(i64::MAX), now.subsec_nanos())
 }
 
-/// Puts the result of the first record that matches, and for which that is possible, over a parent.
+/// Puts the result of the first record that matches, and for which that is possible, over a parent. If it is
+/// not kept, it is only expected, and nothing finds it.
 pub(super) fn place(
     store: &Arc<Store>,
     matching: &Matching,
     parent: Option<&SnapshotRef>,
+    is_kept: bool,
 ) -> Result<TraceLookup, StoreError> {
     let missed = |why: &str| Ok(TraceLookup::Missed(Some(why.to_owned())));
     let gone = "its result was removed";
@@ -141,12 +143,14 @@ pub(super) fn place(
             changed: &found.changed,
             parent: name,
             over,
+            is_kept,
         };
         match store::place(store, &placement)? {
             Placed::Kept => {
                 store.traces().touch(&matching.key, &found.bytes)?;
                 return Ok(TraceLookup::Found(key));
             }
+            Placed::Made(snapshot) => return Ok(TraceLookup::Expected(snapshot)),
             Placed::Refused(reason) => drop(why.get_or_insert_with(|| reason.to_owned())),
         }
     }

@@ -1,6 +1,9 @@
 //! Results that are found by what a step read: mode `auto`. See `docs/design/trace-cache.md`.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use futures_util::{FutureExt, future::BoxFuture};
 
@@ -9,6 +12,7 @@ use super::{
     placing::{WrittenByStep, place, written_by},
     runner::SandboxRunner,
     traced::Once,
+    verify,
 };
 use crate::{
     cache::TraceRecord,
@@ -46,7 +50,8 @@ impl SandboxRunner {
                 return Ok(TraceLookup::Missed(matching.mismatch));
             }
             let parent = input.parent_snapshot.clone();
-            RunnerError::blocking("look for the result of a step", move || {
+            let (in_store, is_kept) = (Arc::clone(&store), reuse.verification.is_none());
+            let found = RunnerError::blocking("look for the result of a step", move || {
                 let keyed =
                     matching.records.iter().map(|it| (result_key(&matching.key, &it.bytes, parent.as_ref()), it));
                 let results: Vec<_> = keyed.collect();
@@ -54,7 +59,7 @@ impl SandboxRunner {
                     results.iter().find(|(key, _)| reader.get(key).is_some()).map(|(key, it)| (*key, *it))
                 })?;
                 let Some((key, found)) = found else {
-                    return Ok(place(&store, &matching, parent.as_ref())?);
+                    return Ok(place(&store, &matching, parent.as_ref(), is_kept)?);
                 };
                 store.traces().touch(&matching.key, &found.bytes)?;
                 if found.record.parent != parent {
@@ -62,8 +67,11 @@ impl SandboxRunner {
                     store.steps().touch(&[result_key(&matching.key, &found.bytes, found.record.parent.as_ref())])?;
                 }
                 Ok(TraceLookup::Found(key))
-            })
-            .await
+            });
+            match is_kept {
+                true => found.await,
+                false => verify::expected(&in_store, ctx, found.await?).await,
+            }
         }
         .boxed()
     }

@@ -12,6 +12,7 @@ mod placed;
 mod placements;
 mod reuse;
 mod shadow;
+mod verify;
 
 use std::{
     fs,
