@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::model::{ArtifactRef, BuildRef, StepUsage};
 pub use crate::model::{BuildStatus, StepStatus};
-pub use crate::model::{FailedTest, TestResults};
+pub use crate::model::{FailedTest, TestResults, VerifiedStep};
 
 /// One step of a finished build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -84,6 +84,10 @@ pub struct BuildOutcome {
     /// How many of these look-ups, comparisons and records failed.
     #[serde(skip_serializing_if = "is_zero")]
     pub shadow_failures: usize,
+    /// What came of the steps that ran to be compared with results that were found, if the request asked for
+    /// that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verified: Vec<VerifiedStep>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -110,6 +114,7 @@ impl BuildOutcome {
             watch_url: None,
             shadow_differences: 0,
             shadow_failures: 0,
+            verified: Vec::new(),
         }
     }
 }

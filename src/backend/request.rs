@@ -12,7 +12,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    cache::{CacheMode, ProjectId},
+    cache::{CacheMode, ProjectId, Verify},
     ir::Env,
     model::Secrets,
     plan::{Plan, StepTable},
@@ -128,6 +128,9 @@ pub struct RunOptions {
     /// is reused because of that. [`BuildOutcome`](crate::BuildOutcome) has how many differed, and how many
     /// could not be compared.
     pub shadow: bool,
+    /// In cache mode `auto`: run steps that are found by what they read, too, and compare.
+    /// [`BuildOutcome`](crate::BuildOutcome) has what came of it.
+    pub verify: Verify,
     /// The runner of steps that name none. It overrides the engine's default.
     pub runner: Option<String>,
     /// The network of steps that name none in their `runner_args`, on runners that can provide it. The others

@@ -35,7 +35,7 @@ pub use difference::Difference;
 pub(crate) use explained::Explained;
 pub(crate) use flight::Flight;
 pub use key::{BasePart, CacheKey, KeyParts};
-pub use mode::CacheMode;
+pub use mode::{CacheMode, Verify};
 pub use parts::CacheVerdict;
 pub(crate) use parts::{BaseRecord, KeyRecord};
 pub use policy::Cacheable;

@@ -1,5 +1,7 @@
 //! Which results a run reuses.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,21 @@ pub enum CacheMode {
     /// Those of steps with a declared policy, by key, and those of the other steps by what they read, on
     /// runners that can record that.
     Auto,
+}
+
+/// Whether a run in mode [`Auto`](CacheMode::Auto) also runs steps that it finds by what they read, and
+/// compares what they leave with their results.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Verify {
+    /// No.
+    #[default]
+    Off,
+    /// Yes. What such a step leaves is used and kept in place of its result.
+    InPlace,
+    /// These steps, by key; all, if the set is empty. Their results are used, nothing is kept, the run is not
+    /// recorded, and steps that are not found do not run.
+    Only(BTreeSet<String>),
 }
 
 impl CacheMode {

@@ -24,7 +24,8 @@ use crate::{
     model::{ArchiveId, BuildRef, StepIndex},
     plan::{BindOptions, BoundPlan, BoundService, BoundStep, bind},
     runner::{
-        CacheOwner, Probe, RunnerIndex, RunnerSet, ShadowMode, StepContext, TraceReuse, probe_within, wants_private,
+        CacheOwner, Probe, RunnerIndex, RunnerSet, ShadowMode, StepContext, TraceReuse, Verification, probe_within,
+        wants_private,
     },
     schedule::{self, Build, CachingScope, MemoryRules},
     source::{HiddenFiles, RunSource},
@@ -100,11 +101,15 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             started_at: self.request.started_at.unwrap_or_else(Utc::now),
         };
         let is_usable = self.claim_store().await?;
-        let cache = match is_usable {
-            true => self.with_cache(&identity, Cache::open).await?,
-            false => None,
+        let verification =
+            Verification::of(&self.request.options.verify).filter(|_| self.plan.cache_mode == CacheMode::Auto);
+        let is_alone = verification.as_ref().is_some_and(|it| it.is_alone());
+        let cache = match (is_usable, is_alone) {
+            (true, false) => self.with_cache(&identity, Cache::open).await?,
+            (true, true) => self.with_cache(&identity, |cache, facts| cache.open_to_predict(facts)).await?,
+            (false, _) => None,
         };
-        let created = self.create_journal(&identity);
+        let created = self.create_journal(&identity, !is_alone);
         if created.is_err()
             && let Some(cache) = &cache
         {
@@ -115,8 +120,11 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
 
         let archives = Arc::new(self.source(run_id));
         let traces = self.traces_dir(run_id);
-        let reuse = cache.is_some().then(|| self.reuse(run_id)).flatten();
-        let Self { engine, request, plan } = self;
+        let reuse = cache.is_some().then(|| self.reuse(run_id, verification.clone())).flatten();
+        let Self { engine, request, mut plan } = self;
+        if is_alone {
+            plan.outputs.clear();
+        }
         let cancel = CancellationToken::new();
         let mut context = StepContext::new(bus, archives, Arc::new(request.secrets.clone()), cancel.child_token());
         context.grace = engine.grace;
@@ -131,7 +139,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         }
         context.shadow.clone_from(&shadow);
         context.reuse = reuse;
-        if is_usable && !request.options.no_caches {
+        if is_usable && !request.options.no_caches && !is_alone {
             context.cache_owner = Some(Arc::new(CacheOwner::new(project().as_str(), &*request.pipeline_slug)));
         }
         let durations = match request.durations.is_empty() {
@@ -150,7 +158,7 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
             runners: Arc::clone(&engine.runners),
             plan,
             cache,
-            remote: engine.remote.clone().filter(|_| is_usable),
+            remote: engine.remote.clone().filter(|_| is_usable && !is_alone),
             unprobed,
             probe_limit: engine.probe_limit,
             durations,
@@ -168,6 +176,12 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         let outcome = tokio::spawn(
             async move {
                 let mut outcome = task.await;
+                if let Some(verification) = verification {
+                    let verified = verification.verdicts();
+                    let differences = verified.iter().filter(|it| it.difference.is_some()).count();
+                    (outcome.shadow_differences, outcome.shadow_failures) = (differences, verification.failures());
+                    outcome.verified = verified;
+                }
                 if let Some(shadow) = shadow {
                     (outcome.shadow_differences, outcome.shadow_failures) = (shadow.differences(), shadow.failures());
                 }
@@ -322,13 +336,13 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
     }
 
     /// Returns what attempts need whose results are found by what they read, if the request reuses those.
-    fn reuse(&self, run_id: Uuid) -> Option<Arc<TraceReuse>> {
+    fn reuse(&self, run_id: Uuid, verification: Option<Arc<Verification>>) -> Option<Arc<TraceReuse>> {
         let Self { engine, request, plan } = self;
         // Traces are kept in the run's directory.
         let runs = engine.runs_dir.as_ref().filter(|_| plan.cache_mode == CacheMode::Auto)?;
         let project = request.project.clone().unwrap_or_else(|| ProjectId::of_directory(&request.repo_root));
         let dir = runs.join(run_id.to_string()).join(cache::TRACES).into();
-        Some(Arc::new(TraceReuse { project: project.as_str().into(), dir }))
+        Some(Arc::new(TraceReuse { project: project.as_str().into(), dir, verification }))
     }
 
     /// Opens the engine's cache for this build, if it has one.
@@ -357,10 +371,14 @@ impl<'a, R: RunnerSet> BoundRun<'a, R> {
         Ok(Some(opened.map_err(|error| BackendError::Other(error.into()))?))
     }
 
-    /// Creates the run's journal.
-    fn create_journal(&self, identity: &RunIdentity) -> Result<(EventWriter, EventBus, EventStream), BackendError> {
+    /// Creates the run's journal, in the directory of runs if it is kept.
+    fn create_journal(
+        &self,
+        identity: &RunIdentity,
+        is_kept: bool,
+    ) -> Result<(EventWriter, EventBus, EventStream), BackendError> {
         let Self { engine, request, plan } = self;
-        let dir = match &engine.runs_dir {
+        let dir = match engine.runs_dir.as_ref().filter(|_| is_kept) {
             Some(dir) => RunDir::Kept(dir.join(identity.build.run_id.to_string())),
             None => RunDir::Temporary,
         };

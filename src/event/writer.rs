@@ -116,6 +116,11 @@ impl EventWriter {
         self.end_attempts(step.0, attempt);
     }
 
+    /// Returns `text` without secrets.
+    pub(crate) fn masked_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        self.shared.mask_text(text)
+    }
+
     /// Returns the path of an attempt's log, which exists if the attempt printed anything.
     pub(crate) fn log_path(&self, step: StepIndex, attempt: u32) -> PathBuf {
         self.shared.files.log_path(step.0, attempt)

@@ -26,7 +26,7 @@ pub use egress::EgressRule;
 pub use outcome_rules::{OutcomeRules, SoftFail};
 pub use pool::Pool;
 pub use secrets::Secrets;
-pub use shadow::ShadowVerdict;
+pub use shadow::{ShadowVerdict, VerifiedStep};
 pub use snapshot::{ArchiveId, ArtifactRef, SnapshotRef};
 pub use step::{CacheMissReason, StdStream, StepIndex, StepStatus};
 pub use test_results::{FailedTest, TestResults};

@@ -20,7 +20,7 @@ use futures_util::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{RunnerError, ShadowMode, TraceReuse};
+use super::{Expected, RunnerError, ShadowMode, TraceReuse};
 use crate::{
     awake,
     event::EventBus,
@@ -67,6 +67,9 @@ pub struct StepContext {
     pub shadow: Option<Arc<ShadowMode>>,
     /// Says that the result of the step is looked up by what it reads, and kept with that.
     pub(crate) reuse: Option<Arc<TraceReuse>>,
+    /// The result that the step would have been found with, if it is compared with that.
+    #[cfg_attr(not(feature = "sandbox"), expect(dead_code, reason = "only the sandbox compares"))]
+    pub(crate) expected: Option<Box<Expected>>,
     /// The outputs that the step has asked for. A runner with the capability
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
     /// did.
@@ -167,6 +170,7 @@ impl StepContext {
             traces: None,
             shadow: None,
             reuse: None,
+            expected: None,
             outputs: None,
             found_step: None,
             kept: None,
@@ -194,6 +198,7 @@ impl StepContext {
             traces: self.traces.clone(),
             shadow: self.shadow.clone(),
             reuse: self.reuse.clone(),
+            expected: None,
             outputs: None,
             found_step: None,
             kept: None,

@@ -36,6 +36,7 @@ pub mod sandbox;
 mod services;
 pub(crate) mod set;
 mod shadow;
+mod verification;
 #[cfg(feature = "vm")]
 pub mod vm;
 
@@ -169,3 +170,4 @@ pub use services::{Ready, ServiceArg, ServiceBase};
 pub use set::{CompositionError, RunnerSet, validate};
 pub(crate) use set::{PROBE_LIMIT, probe_within};
 pub use shadow::ShadowMode;
+pub(crate) use verification::{Expected, Verification};

@@ -2,12 +2,18 @@
 
 use std::{path::Path, sync::Arc};
 
+use super::Verification;
+use crate::model::SnapshotRef;
+
 /// The answer to the question whether a step is found by what it read in earlier runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TraceLookup {
     /// Everything that it read then is the same now: its result has this key.
     Found([u8; 32]),
+    /// The same, in a run that compares results with what steps do. The result is this snapshot, which may
+    /// have no key.
+    Expected(SnapshotRef),
     /// It is not found. If something that it read is different, what that is.
     Missed(Option<String>),
 }
@@ -20,6 +26,8 @@ pub(crate) struct TraceReuse {
     pub(crate) project: Arc<str>,
     /// The directory for traces.
     pub(crate) dir: Arc<Path>,
+    /// Says that steps which are found run, too, and are compared.
+    pub(crate) verification: Option<Arc<Verification>>,
 }
 
 /// What a step read, and the key of its result.

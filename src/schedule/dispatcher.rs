@@ -112,19 +112,25 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
         build,
         started_at,
     } = build;
+    let verification = context.reuse.as_ref().and_then(|reuse| reuse.verification.clone());
+    let alone = verification.filter(|it| it.is_alone());
+    let is_alone = alone.is_some();
     let (limits, pool_of) = pools(&plan, parallelism);
     let priorities = priorities(&plan.dag, &durations);
     let placements =
         plan.steps.iter().zip(priorities).zip((0..).map(StepIndex)).map(|((bound, priority), step)| Placement {
             pool: pool_of[usize::from(bound.runner.0)],
             priority,
-            cached: cache.is_some() && is_looked_up(&plan, step),
+            cached: is_alone || cache.is_some() && is_looked_up(&plan, step),
         });
     let outcomes = plan.outcomes.clone();
     let takers = plan.takers();
     let rules = Rules { limits, keep_going, retries: RETRIES, backoff: BACKOFF, outcomes, takers, memory };
     let policy = Policy::new(&plan.dag, &placements.collect::<Vec<_>>(), &rules);
     let mut progress = BuildProgress::new(&plan, policy, events, build.run_id, context.archives.id());
+    if let Some(verification) = alone {
+        progress.only_verify(verification);
+    }
 
     let clock = Instant::now();
     let mut attempts = FuturesUnordered::new();
@@ -185,7 +191,9 @@ pub(crate) async fn run<R: RunnerSet>(build: Build<R>) -> BuildOutcome {
                 if has_extras {
                     // Shadow mode tells how `auto` would go.
                     context.shadow = context.shadow.filter(|_| !plan.cache_limits.contains_key(&start.step));
-                    context.reuse = context.reuse.filter(|_| caching.keeps_trace(start.step, start.attempt));
+                    context.expected = caching.expected(start.step, start.attempt);
+                    context.reuse =
+                        context.reuse.filter(|_| !is_alone && caching.keeps_trace(start.step, start.attempt));
                     context.outputs = outputs_of(&plan, &build, &archives, start.step, &context.secrets);
                     context.kept =
                         plan.inputs.contains_key(&start.step).then(|| kept.entry(start.step).or_default().clone());

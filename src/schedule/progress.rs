@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{
     event::{EventWriter, StateEvent, StepEndDetails, is_full, step_id},
-    model::{ArchiveId, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus},
+    model::{ArchiveId, BuildRef, BuildStatus, CacheMissReason, SnapshotRef, StepIndex, StepStatus, VerifiedStep},
     outcome::BuildOutcome,
     outputs::Collected,
     plan::{BoundPlan, BoundService, PlannedInput, SnapshotUse},
-    runner::{CacheDecision, ExecutorInput, InputFiles, OtherSteps, RunnerIndex},
+    runner::{CacheDecision, ExecutorInput, InputFiles, OtherSteps, RunnerIndex, Verification},
 };
 
 /// A running build.
@@ -39,6 +39,8 @@ pub(super) struct BuildProgress<'plan> {
     archive_id: ArchiveId,
     workdir: Arc<str>,
     journal_error: Option<io::Error>,
+    /// Says that steps which are not found do not run.
+    verification: Option<Arc<Verification>>,
 }
 
 impl<'plan> BuildProgress<'plan> {
@@ -60,7 +62,18 @@ impl<'plan> BuildProgress<'plan> {
             archive_id,
             workdir: "/workspace".into(),
             journal_error: None,
+            verification: None,
         }
+    }
+
+    /// Makes steps which are not found end without having run: a run that only compares.
+    pub(super) fn only_verify(&mut self, verification: Arc<Verification>) {
+        self.verification = Some(verification);
+    }
+
+    /// Returns whether steps which are not found end without having run.
+    pub(super) fn only_verifies(&self) -> bool {
+        self.verification.is_some()
     }
 
     /// Starts the next attempt, if one may start now.
@@ -112,7 +125,7 @@ impl<'plan> BuildProgress<'plan> {
         true
     }
 
-    /// Allows a step to start that the cache does not have.
+    /// Allows a step to start that the cache does not have. Ends it in a run that only compares.
     pub(super) fn missed(
         &mut self,
         step: StepIndex,
@@ -120,9 +133,37 @@ impl<'plan> BuildProgress<'plan> {
         message: Option<Arc<str>>,
         now: Duration,
     ) {
+        match self.verification.clone() {
+            None => self.runs(step, reason, message, now),
+            Some(verification) => self.passed_over((step, &verification), reason, message, now),
+        }
+    }
+
+    /// Allows a step to start that was looked up.
+    pub(super) fn runs(&mut self, step: StepIndex, reason: CacheMissReason, message: Option<Arc<str>>, now: Duration) {
         if self.policy.looked_up(step, false) {
             self.emit(now, StateEvent::StepCacheMiss { step, reason, message });
         }
+    }
+
+    #[cold]
+    fn passed_over(
+        &mut self,
+        (step, verification): (StepIndex, &Verification),
+        reason: CacheMissReason,
+        message: Option<Arc<str>>,
+        now: Duration,
+    ) {
+        if !self.policy.pass_over(step) {
+            return;
+        }
+        let key = &self.plan.step(step).step.key;
+        if verification.covers(key) {
+            let why = message.as_deref().unwrap_or("it has no result");
+            verification.add(VerifiedStep::not_compared(Arc::clone(key), self.events.masked_text(why)));
+        }
+        self.emit(now, StateEvent::StepCacheMiss { step, reason, message });
+        self.end_bystanders(now);
     }
 
     /// Returns the snapshot that a step committed, or that was found.
@@ -383,6 +424,7 @@ impl<'plan> BuildProgress<'plan> {
                 watch_url: None,
                 shadow_differences: 0,
                 shadow_failures: 0,
+                verified: Vec::new(),
             },
         }
     }

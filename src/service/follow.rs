@@ -439,6 +439,7 @@ impl Follow {
             finished_at: Utc::now(),
             shadow_differences: 0,
             shadow_failures: 0,
+            verified: Vec::new(),
             watch_url: Some(self.of.watch_url()),
         })
     }

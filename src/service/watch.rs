@@ -127,6 +127,7 @@ impl Watched {
             finished_at: Utc::now(),
             shadow_differences: 0,
             shadow_failures: 0,
+            verified: Vec::new(),
             watch_url: Some(self.watch_url()),
         })
     }

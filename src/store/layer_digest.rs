@@ -35,20 +35,48 @@ pub(crate) fn layer_digest(
     id_map: IdMap,
     see: impl FnMut(&[u8], LayerEntry),
 ) -> Result<[u8; 32], StoreError> {
+    stream(store, layer, id_map, |stream| digest(stream, see))
+}
+
+/// Reads a layer as a stream: an archive, in which a directory comes before what is in it, and what was
+/// removed has a mark.
+pub(super) fn stream<T>(
+    store: &Store,
+    layer: &Path,
+    id_map: IdMap,
+    read: impl FnOnce(io::PipeReader) -> io::Result<T>,
+) -> Result<T, StoreError> {
     let doing = "read the layer";
-    let (read, write) = io::pipe().doing("make a pipe to read", layer)?;
+    let (stream, write) = io::pipe().doing("make a pipe to read", layer)?;
     // Packing may happen in another process.
-    let (packed, digest) = thread::scope(|scope| {
+    let (packed, done) = thread::scope(|scope| {
         let packing =
             scope.spawn(|| store.trash().tree_ops().layer_tar(layer, File::from(OwnedFd::from(write)), id_map));
-        let digest = digest(read, see);
-        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), digest)
+        let done = read(stream);
+        (packing.join().unwrap_or_else(|_| Err(io::Error::other("the packing thread panicked"))), done)
     });
     // If the stream was not read to its end, packing failed as a consequence.
-    let digest = digest.doing(doing, layer)?;
+    let done = done.doing(doing, layer)?;
     packed.doing(doing, layer)?;
-    Ok(digest)
+    Ok(done)
 }
+
+/// Hands out each entry of a layer's stream, and reads the stream to its end.
+pub(super) fn each<R: Read>(
+    stream: R,
+    mut visit: impl FnMut(tar::Entry<'_, Buffered<R>>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut archive = tar::Archive::new(io::BufReader::with_capacity(1 << 17, stream));
+    for entry in archive.entries()? {
+        visit(entry?)?;
+    }
+    // What follows is padding, but the writer must not lose its reader.
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map(drop)
+}
+
+/// What the stream of a layer is read through.
+pub(super) type Buffered<R> = io::BufReader<R>;
 
 /// Returns the digest of no layer.
 pub(crate) fn no_layer_digest() -> [u8; 32] {
@@ -57,10 +85,8 @@ pub(crate) fn no_layer_digest() -> [u8; 32] {
 
 /// Returns the digest of a layer's stream.
 fn digest(stream: impl Read, mut see: impl FnMut(&[u8], LayerEntry)) -> io::Result<[u8; 32]> {
-    let mut archive = tar::Archive::new(io::BufReader::with_capacity(1 << 17, stream));
     let mut hasher = blake3::Hasher::new();
-    for entry in archive.entries()? {
-        let mut entry = entry?;
+    each(stream, |mut entry| {
         let (path, kind) = entry_of(&entry.path_bytes(), entry.header().entry_type());
         see(&path, kind);
         let mut part = |bytes: &[u8]| {
@@ -73,31 +99,45 @@ fn digest(stream: impl Read, mut see: impl FnMut(&[u8], LayerEntry)) -> io::Resu
         for number in [u64::from(header.mode()?), header.uid()?, header.gid()?, entry.size()] {
             part(&number.to_le_bytes());
         }
-        // Other files have no numbers there, which would be an error.
-        if header.entry_type().is_character_special() || header.entry_type().is_block_special() {
-            for number in [header.device_major()?, header.device_minor()?] {
-                part(&number.unwrap_or_default().to_le_bytes());
-            }
+        if let Some((major, minor)) = device_of(header)? {
+            part(&major.to_le_bytes());
+            part(&minor.to_le_bytes());
         }
-        if let Some(records) = entry.pax_extensions()? {
-            for record in records {
-                let record = record?;
-                if record.key_bytes() != b"mtime" {
-                    part(record.key_bytes());
-                    part(record.value_bytes());
-                }
-            }
-        }
-        io::copy(&mut entry, &mut hasher)?;
-    }
-    // What follows is padding, but the writer must not lose its reader.
-    let mut rest = archive.into_inner();
-    io::copy(&mut rest, &mut io::sink())?;
+        each_attribute(&mut entry, |name, value| {
+            part(name);
+            part(value);
+        })?;
+        io::copy(&mut entry, &mut hasher).map(drop)
+    })?;
     Ok(*hasher.finalize().as_bytes())
 }
 
+/// Returns the numbers of a device.
+pub(super) fn device_of(header: &tar::Header) -> io::Result<Option<(u32, u32)>> {
+    // Other files have no numbers there, which would be an error.
+    let kind = header.entry_type();
+    if !kind.is_character_special() && !kind.is_block_special() {
+        return Ok(None);
+    }
+    Ok(Some((header.device_major()?.unwrap_or_default(), header.device_minor()?.unwrap_or_default())))
+}
+
+/// Hands out what an entry has besides its header: attributes, and what is too long for that, without times.
+pub(super) fn each_attribute<R: Read>(
+    entry: &mut tar::Entry<'_, R>,
+    mut see: impl FnMut(&[u8], &[u8]),
+) -> io::Result<()> {
+    for record in entry.pax_extensions()?.into_iter().flatten() {
+        let record = record?;
+        if record.key_bytes() != b"mtime" {
+            see(record.key_bytes(), record.value_bytes());
+        }
+    }
+    Ok(())
+}
+
 /// Returns what an entry of the stream stands for.
-fn entry_of(path: &[u8], entry_type: tar::EntryType) -> (Vec<u8>, LayerEntry) {
+pub(super) fn entry_of(path: &[u8], entry_type: tar::EntryType) -> (Vec<u8>, LayerEntry) {
     let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
     let (dir, name) = path.split_at(start);
     match name.strip_prefix(b".wh.") {

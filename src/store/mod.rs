@@ -28,6 +28,8 @@ mod ids;
 mod index;
 mod instance;
 #[cfg(feature = "sandbox")]
+mod layer_comparison;
+#[cfg(feature = "sandbox")]
 mod layer_digest;
 mod layers;
 mod lease;
@@ -63,6 +65,8 @@ pub(crate) use index::{
     images::{ImageRow, TagRow},
     now_ms,
 };
+#[cfg(feature = "sandbox")]
+pub(crate) use layer_comparison::{LayerComparison, LayerDifference, compare_layers};
 #[cfg(feature = "sandbox")]
 pub(crate) use layer_digest::{LayerEntry, layer_digest, no_layer_digest};
 pub use open::Store;

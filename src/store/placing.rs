@@ -41,13 +41,17 @@ pub(crate) struct Placement<'a> {
     pub(crate) parent: &'a SnapshotRef,
     /// What the layer is put over.
     pub(crate) over: CommitRequest<'a>,
+    /// Whether the result is kept, so that it is found by its key.
+    pub(crate) is_kept: bool,
 }
 
 /// What became of a placement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// The result is found by its key now.
     Kept,
+    /// This process has the result, until it removes it.
+    Made(SnapshotRef),
     /// It would not be what a run of the step makes, or it costs too much.
     Refused(&'static str),
 }
@@ -87,6 +91,9 @@ pub(crate) fn place(store: &Arc<Store>, placement: &Placement<'_>) -> Result<Pla
             Err(reason) => return Ok(Placed::Refused(reason)),
         };
         store.snapshots().add(id, snapshot);
+    }
+    if !placement.is_kept {
+        return Ok(Placed::Made(name));
     }
     let keep = || {
         copy_log(store, origin, key)?;
@@ -220,6 +227,10 @@ mod tests {
         }
 
         fn place(&self, key: u8) -> Placed {
+            self.place_with(key, true)
+        }
+
+        fn place_with(&self, key: u8, is_kept: bool) -> Placed {
             let parent = self.store.snapshots().get(&self.parent).unwrap();
             let placement = Placement {
                 origin: &ORIGIN,
@@ -228,6 +239,7 @@ mod tests {
                 changed: &[],
                 parent: &self.parent,
                 over: over(Some(&parent)),
+                is_kept,
             };
             place(&self.store, &placement).unwrap()
         }
@@ -264,6 +276,20 @@ mod tests {
         assert_eq!(bench.found(3), Some(found));
         assert_eq!(bench.place(3), Placed::Kept);
         assert_eq!(fs::read_dir(bench.store.paths().layers()).unwrap().count(), 4, "one copy");
+    }
+
+    #[test]
+    fn a_placement_that_is_not_kept_is_found_by_nothing_and_can_be_removed() {
+        let bench = Bench::new();
+        let layers = || fs::read_dir(bench.store.paths().layers()).unwrap().count();
+        let before = layers();
+        let Placed::Made(made) = bench.place_with(2, false) else { panic!("it is kept") };
+        assert_eq!(bench.store.snapshots().get(&made).unwrap().layers.len(), 2);
+        assert_eq!((bench.found(2), layers()), (None, before + 1));
+        bench.store.snapshots().remove(&[made]).unwrap();
+        assert_eq!(layers(), before);
+        assert_eq!(bench.place(2), Placed::Kept);
+        assert_eq!(bench.place_with(2, false), Placed::Kept, "it is there");
     }
 
     #[test]

@@ -14,7 +14,7 @@ const VM: &str = "vm";
 const DOCKER: &str = "docker";
 
 /// Where the build runs.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct BackendArgs {
     /// Where the build runs [default: local]
     #[arg(long, value_enum, value_name = "NAME")]

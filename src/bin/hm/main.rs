@@ -79,6 +79,7 @@ enum Command {
     Report(commands::report::Args),
     Inputs(commands::inputs::Args),
     Why(commands::why::Args),
+    Verify(Box<commands::run::verify::Args>),
     Flaky(commands::flaky::Args),
     #[command(flatten)]
     StepFiles(commands::step_files::Command),
@@ -136,6 +137,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(&args),
         Command::Inputs(args) => commands::inputs::run(&args),
         Command::Why(args) => commands::why::run(&args),
+        Command::Verify(args) => commands::run::verify::run(*args),
         Command::Flaky(args) => commands::flaky::run(&args),
         Command::StepFiles(command) => commands::step_files::run(&command),
         Command::Cache(args) => commands::cache::run(&args),

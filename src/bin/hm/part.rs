@@ -45,7 +45,18 @@ pub(crate) struct PartArgs {
 /// The steps that arguments name, as indices into a plan.
 type Selection = BTreeSet<StepIndex>;
 
+/// Returns the key of a step that a user named.
+pub(crate) fn key_of(plan: &Plan, name: &str) -> Outcome<String> {
+    let step = find(plan, name)?;
+    Ok(plan.pipeline().nodes[step.get()].step.key.to_string())
+}
+
 impl PartArgs {
+    /// Names these steps.
+    pub(crate) fn of_steps(steps: Vec<String>) -> Self {
+        Self { steps, from: Vec::new(), failed: false }
+    }
+
     /// Returns whether the arguments name steps, other than those that failed.
     pub(crate) fn names_steps(&self, source: &SourceArgs) -> bool {
         !self.steps.is_empty() || !self.from.is_empty() || source.first_step().is_some()

@@ -38,6 +38,7 @@ mod shadow;
 mod step_output;
 mod step_spec;
 mod traced;
+mod verify;
 mod view;
 mod visit;
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use super::{
-    reuse::{ReadByStep, result_key},
-    shadow::{FoundRecord, Matching, Written, written},
+    reuse::{ReadByStep, ResultOf, result_key},
+    shadow::{Matching, Written, written},
 };
 use crate::{
     cache::{Explained, RecordedLayer},
@@ -100,14 +100,15 @@ fn now() -> FileTime {
     (i64::try_from(now.as_secs()).unwrap_or(i64::MAX), now.subsec_nanos())
 }
 
-/// Puts the result of the first record that matches, and for which that is possible, over a parent.
-/// Returns its key and the record, or why there is none.
+/// Puts the result of the first record that matches, and for which that is possible, over a parent. If it
+/// is not kept, it is only expected, and nothing finds it.
 pub(super) fn place<'a>(
     store: &Arc<Store>,
     matching: &'a Matching,
     parent: Option<&SnapshotRef>,
-) -> Result<Result<([u8; 32], &'a FoundRecord), String>, StoreError> {
-    let missed = |why: &str| Ok(Err(why.to_owned()));
+    is_kept: bool,
+) -> Result<ResultOf<'a>, StoreError> {
+    let missed = |why: &str| Ok(ResultOf::None(why.to_owned()));
     let gone = "its result was removed";
     // Without a parent, it boots from what the key names.
     let (Some(name), Some(seen)) = (parent, &matching.seen) else { return missed(gone) };
@@ -142,12 +143,14 @@ pub(super) fn place<'a>(
             changed: &found.changed,
             parent: name,
             over,
+            is_kept,
         };
         match store::place(store, &placement)? {
             Placed::Kept => {
                 store.traces().touch(&matching.key, &found.bytes)?;
-                return Ok(Ok((key, found)));
+                return Ok(ResultOf::Kept(key, found));
             }
+            Placed::Made(snapshot) => return Ok(ResultOf::Made(snapshot)),
             Placed::Refused(reason) => drop(why.get_or_insert_with(|| reason.to_owned())),
         }
     }

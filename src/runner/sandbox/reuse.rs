@@ -14,6 +14,7 @@ use super::{
     runner::SandboxRunner,
     shadow::{FoundRecord, Matching},
     traced::Once,
+    verify,
     view::View,
 };
 use crate::{
@@ -49,43 +50,54 @@ impl SandboxRunner {
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let base = self.base_of(once).await?;
-            let key = self.static_key(once, &base, &reuse.project);
-            let view = self.view_of(once, &base).await?;
-            let (reading, compared) = (Arc::clone(&store), Arc::clone(&self.compared));
-            let before = RunnerError::blocking("look for the result of a step", move || {
-                let looking = view.map(|view| Looking::since(SystemTime::now(), view, compared));
-                let found = looking.as_ref().and_then(|looking| looking.found_before(&reading, &key));
-                // A record that is added from here on may be another one's result.
-                let newest = if found.is_none() { reading.traces().newest(&key)? } else { None };
-                Ok((looking, found, newest))
-            });
-            let (looking, newest) = match before.await? {
-                (_, Some(result), _) => return Ok(TraceLookup::Found(result)),
-                (looking, None, newest) => (looking, newest),
-            };
-            let matching = self.look_up_records(once, key).await?;
-            if matching.records.is_empty() {
-                return Ok(TraceLookup::Missed(matching.mismatch));
+            let found = self.look_up_result(once, reuse).await?;
+            match reuse.verification {
+                None => Ok(found),
+                Some(_) => verify::expected(&store, ctx, found).await,
             }
-            let parent = input.parent_snapshot.clone();
-            RunnerError::blocking("look for the result of a step", move || {
-                let (result, found) = match result_of(&store, &matching, parent.as_ref())? {
-                    Ok(found) => found,
-                    Err(why) => return Ok(TraceLookup::Missed(Some(why))),
-                };
-                if let (Some(looking), Some(newest)) = (looking, newest) {
-                    let origin = (found.record.parent != parent)
-                        .then(|| result_key(&key, &found.bytes, found.record.parent.as_ref()));
-                    let record = *blake3::hash(&found.bytes).as_bytes();
-                    let kept = looking.ended(&found.record.asked, &Found { newest, record, result, origin });
-                    keep_look(&store, &key, kept);
-                }
-                Ok(TraceLookup::Found(result))
-            })
-            .await
         }
         .boxed()
+    }
+
+    async fn look_up_result(&self, once: Once<'_>, reuse: &TraceReuse) -> Result<TraceLookup, RunnerError> {
+        let Once { store, input, .. } = once;
+        let base = self.base_of(once).await?;
+        let key = self.static_key(once, &base, &reuse.project);
+        let view = self.view_of(once, &base).await?;
+        let (reading, compared) = (Arc::clone(store), Arc::clone(&self.compared));
+        let before = RunnerError::blocking("look for the result of a step", move || {
+            let looking = view.map(|view| Looking::since(SystemTime::now(), view, compared));
+            let found = looking.as_ref().and_then(|looking| looking.found_before(&reading, &key));
+            // A record that is added from here on may be another one's result.
+            let newest = if found.is_none() { reading.traces().newest(&key)? } else { None };
+            Ok((looking, found, newest))
+        });
+        let (looking, newest) = match before.await? {
+            (_, Some(result), _) => return Ok(TraceLookup::Found(result)),
+            (looking, None, newest) => (looking, newest),
+        };
+        let matching = self.look_up_records(once, key).await?;
+        if matching.records.is_empty() {
+            return Ok(TraceLookup::Missed(matching.mismatch));
+        }
+        let parent = input.parent_snapshot.clone();
+        let (store, is_kept) = (Arc::clone(store), reuse.verification.is_none());
+        RunnerError::blocking("look for the result of a step", move || {
+            let (result, found) = match result_of(&store, &matching, parent.as_ref(), is_kept)? {
+                ResultOf::Kept(result, found) => (result, found),
+                ResultOf::Made(snapshot) => return Ok(TraceLookup::Expected(snapshot)),
+                ResultOf::None(why) => return Ok(TraceLookup::Missed(Some(why))),
+            };
+            if let (Some(looking), Some(newest), true) = (looking, newest, is_kept) {
+                let origin = (found.record.parent != parent)
+                    .then(|| result_key(&key, &found.bytes, found.record.parent.as_ref()));
+                let record = *blake3::hash(&found.bytes).as_bytes();
+                let kept = looking.ended(&found.record.asked, &Found { newest, record, result, origin });
+                keep_look(&store, &key, kept);
+            }
+            Ok(TraceLookup::Found(result))
+        })
+        .await
     }
 
     /// Returns what a step would see, if that has a name.
@@ -162,24 +174,35 @@ impl SandboxRunner {
     }
 }
 
-/// Returns the key of the result that a step has over its parent, and the record that it is found by: the
-/// first of those that match which has one there, or else one that can be put there. If there is none,
-/// says why.
+/// The result of a step over its parent.
+#[derive(Debug)]
+pub(super) enum ResultOf<'a> {
+    /// It is found by this key, and was by this record.
+    Kept([u8; 32], &'a FoundRecord),
+    /// It was made, and nothing finds it.
+    Made(SnapshotRef),
+    /// There is none, because of this.
+    None(String),
+}
+
+/// Returns the result that a step has over its parent: that of the first record that matches which has one
+/// there, or else one that can be put there.
 fn result_of<'a>(
     store: &Arc<Store>,
     matching: &'a Matching,
     parent: Option<&SnapshotRef>,
-) -> Result<Result<([u8; 32], &'a FoundRecord), String>, StoreError> {
+    is_kept: bool,
+) -> Result<ResultOf<'a>, StoreError> {
     let keyed = matching.records.iter().map(|it| (result_key(&matching.key, &it.bytes, parent), it));
     let results: Vec<_> = keyed.collect();
     let found = store.steps().read(|reader| results.iter().find(|(key, _)| reader.get(key).is_some()).copied())?;
-    let Some((key, found)) = found else { return place(store, matching, parent) };
+    let Some((key, found)) = found else { return place(store, matching, parent, is_kept) };
     store.traces().touch(&matching.key, &found.bytes)?;
     if found.record.parent.as_ref() != parent {
         // What it was put over this parent from is in use, too.
         store.steps().touch(&[result_key(&matching.key, &found.bytes, found.record.parent.as_ref())])?;
     }
-    Ok(Ok((key, found)))
+    Ok(ResultOf::Kept(key, found))
 }
 
 /// Keeps what a look found. If that fails, the next run looks again.

@@ -324,7 +324,7 @@ impl SandboxRunner {
             let is_wanted = input.cache_lookup.commits();
             let mut committed_snapshot = match &ended {
                 // It is only compared.
-                Ok(0) if !is_wanted && shadowed.is_some() => commit(boot, &store)
+                Ok(0) if !is_wanted && (shadowed.is_some() || ctx.expected.is_some()) => commit(boot, &store)
                     .await
                     .inspect_err(|error| {
                         tracing::warn!("step {} was not compared: {}", input.step.key, error.to_line());
@@ -339,7 +339,8 @@ impl SandboxRunner {
                     Some(snapshot)
                 }
                 ended => {
-                    if (self.config.keep_failed || ctx.keep) && kept_steps::is_worth_keeping(ended) {
+                    let is_alone = ctx.expected.as_ref().is_some_and(|it| it.verification.is_alone());
+                    if (self.config.keep_failed || ctx.keep) && !is_alone && kept_steps::is_worth_keeping(ended) {
                         kept_steps::keep_failed(commit(boot, &store).await, &store, &input, config()).await;
                     } else if all_dead {
                         boot.discard();
@@ -347,6 +348,10 @@ impl SandboxRunner {
                     None
                 }
             };
+            if let Some(expected) = &ctx.expected {
+                let code = ended.as_ref().ok().copied();
+                committed_snapshot = Box::pin(self.verified(once, expected, (code, committed_snapshot))).await;
+            }
             if let Some(shadowed) = shadowed {
                 let end = (ended.as_ref().ok().copied(), committed_snapshot.as_ref());
                 Box::pin(judge(once, shadowed, end)).await;

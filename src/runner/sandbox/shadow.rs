@@ -298,7 +298,7 @@ pub(super) async fn judge(
     shadowed: Box<Shadowed>,
     (code, snapshot): (Option<i32>, Option<&SnapshotRef>),
 ) {
-    let Once { store, input, ctx, .. } = once;
+    let Once { store, input, .. } = once;
     let step = &input.step.key;
     let Shadowed { mode, looked_up: Some(LookedUp { key, found }), read, .. } = *shadowed else { return };
     if let (Some(0), None) = (code, snapshot) {
@@ -350,11 +350,22 @@ pub(super) async fn judge(
         Some(Err(reasons)) => verdict.reasons = reasons.iter().map(ToString::to_string).collect(),
         _ => {}
     }
-    if let Some(difference) = &verdict.difference {
-        tracing::warn!("step {step} would have been found by what it read, but {difference}");
-    }
-    ctx.event_bus.shadow(input.step_id, &verdict);
+    tell(once, &verdict);
     mode.add(Arc::clone(step), verdict);
+}
+
+/// Records what came of a look-up. A difference is a warning.
+pub(super) fn tell(once: Once<'_>, verdict: &ShadowVerdict) {
+    let Once { input, ctx, .. } = once;
+    if let Some(difference) = &verdict.difference {
+        tracing::warn!("step {} would have been found by what it read, but {difference}", input.step.key);
+    }
+    ctx.event_bus.shadow(input.step_id, verdict);
+}
+
+/// Returns how a step differs from its result that did not pass.
+pub(super) fn exited_with(code: i32) -> String {
+    format!("it exited with {code}")
 }
 
 /// Returns how what a step did differs from the record that would have been taken.
@@ -364,7 +375,7 @@ fn difference(record: &TraceRecord, code: Option<i32>, written: WrittenDigest) -
         (0, WrittenDigest::Of(layer)) => (layer != record.layer).then(|| "it wrote other files".to_owned()),
         // It cannot be told.
         (0, WrittenDigest::Merged | WrittenDigest::None) => None,
-        (code, _) => Some(format!("it exited with {code}")),
+        (code, _) => Some(exited_with(code)),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     Caching, CachingScope, JobDone, PANICKED,
     ahead::settle,
     caught,
-    key::{KeyContext, ServiceIds, args_in_keys, is_traced, key_of},
+    key::{KeyContext, ServiceIds, args_in_keys, is_looked_up, is_traced, key_of},
 };
 use crate::{
     awake,
@@ -95,6 +95,10 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
 
     pub(super) fn look_up_step(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
         let bound = self.plan.step(step);
+        if progress.only_verifies() && (self.cache.is_none() || !is_looked_up(self.plan, step)) {
+            let why = "it is not looked up".into();
+            return progress.missed(step, CacheMissReason::Unavailable, Some(why), now);
+        }
         if is_traced(self.plan, step) {
             return self.look_up_by_trace(step, progress, now);
         }

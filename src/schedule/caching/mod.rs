@@ -52,7 +52,7 @@ pub(crate) use self::{key::is_looked_up, predict::predict};
 use super::{executor::AttemptReport, policy::Start, progress::BuildProgress};
 use crate::{
     cache::{BuildCache, BuildEnd, CacheKey, Found, KeyRecord, LookupOutcome, LookupRequest, SharedResults},
-    model::{BuildRef, StepIndex},
+    model::{BuildRef, SnapshotRef, StepIndex},
     outputs::StepOutputs,
     plan::BoundPlan,
     runner::{Probe, RunnerIndex, RunnerSet, StepContext, probe_within},
@@ -123,6 +123,8 @@ pub(super) enum JobDone<'a> {
     LookedUpRemotely(StepIndex, LookupOutcome),
     /// The result for a step that was looked up by what it read, and its key.
     LookedUpByTrace(StepIndex, Option<CacheKey>, LookupOutcome),
+    /// The result of a step that was looked up so, in a run that compares.
+    Expected(StepIndex, SnapshotRef),
     /// The outputs of a step that was found were copied.
     OutputsCopied(StepIndex, Found, Arc<StepOutputs>),
     Probed(RunnerIndex, Probe),
@@ -193,6 +195,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
             JobDone::LookedUpByTrace(step, key, outcome) => {
                 self.looked_up_by_trace(step, (key, outcome), progress, now);
             }
+            JobDone::Expected(step, snapshot) => self.expects(step, snapshot, progress, now),
             JobDone::OutputsCopied(step, found, outputs) => {
                 self.found(step, (found, outputs.take()), progress, now);
             }

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::{
     cache::{BaseRecord, CacheKey, CacheVerdict, KeyRecord, Lookup, LookupOutcome, LookupRequest, Passed},
-    model::{CacheMissReason, StepIndex},
+    model::{CacheMissReason, SnapshotRef, StepIndex},
+    outputs::Collected,
     plan::{Base, SnapshotUse},
-    runner::{RunnerSet, TraceLookup},
+    runner::{Expected, RunnerSet, TraceLookup, Verification},
     schedule::{executor::AttemptReport, policy::AttemptEnd, progress::BuildProgress},
 };
 
@@ -28,12 +29,14 @@ const MAX_LOOKUPS: usize = 4;
 pub(super) struct Traced {
     /// Those that have not ended. With the key of their result, if one was found.
     steps: BTreeMap<StepIndex, Option<CacheKey>>,
+    /// The results of those that run to be compared with them.
+    expected: BTreeMap<StepIndex, SnapshotRef>,
     lookups: Arc<Semaphore>,
 }
 
 impl Default for Traced {
     fn default() -> Self {
-        Self { steps: BTreeMap::new(), lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
+        Self { steps: BTreeMap::new(), expected: BTreeMap::new(), lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 }
 
@@ -54,6 +57,41 @@ impl<R: RunnerSet> Caching<'_, R> {
     /// result that needs luck is not reused.
     pub(in crate::schedule) fn keeps_trace(&self, step: StepIndex, attempt: u32) -> bool {
         attempt == 1 && self.traced.has(step)
+    }
+
+    /// Returns the result that a step's attempt is compared with: only a first attempt is.
+    pub(in crate::schedule) fn expected(&self, step: StepIndex, attempt: u32) -> Option<Box<Expected>> {
+        let snapshot = self.traced.expected.get(&step).filter(|_| attempt == 1)?.clone();
+        Some(Box::new(Expected { snapshot, verification: self.verification()? }))
+    }
+
+    fn verification(&self) -> Option<Arc<Verification>> {
+        self.scope.outputs?.0.reuse.as_ref()?.verification.clone()
+    }
+
+    /// Handles the result of a step that runs although it was found, to be compared with that.
+    pub(super) fn expects(
+        &mut self,
+        step: StepIndex,
+        snapshot: SnapshotRef,
+        progress: &mut BuildProgress<'_>,
+        now: Duration,
+    ) {
+        let key = &self.plan.step(step).step.key;
+        if self.verification().is_some_and(|it| !it.covers(key)) {
+            self.traced.steps.remove(&step);
+            progress.found(step, snapshot, Collected::default(), now);
+            return;
+        }
+        let reason = CacheMissReason::Refresh;
+        let message = Some("it would be found, and runs to be compared with its result".into());
+        self.record_traced(step, CacheVerdict::Miss { reason, message: Option::clone(&message) }, progress);
+        progress.runs(step, reason, message, now);
+        if progress.has_ended(step) {
+            self.traced.steps.remove(&step);
+        } else {
+            self.traced.expected.insert(step, snapshot);
+        }
     }
 
     pub(super) fn look_up_by_trace(&mut self, step: StepIndex, progress: &mut BuildProgress<'_>, now: Duration) {
@@ -80,6 +118,7 @@ impl<R: RunnerSet> Caching<'_, R> {
             let missed = |reason, message| LookupOutcome::Missed { reason, message, flight: None };
             let answer = caught(runners.look_up_trace(runner, &context, input)).await;
             let (key, outcome) = match answer {
+                Ok(Ok(TraceLookup::Expected(snapshot))) => return JobDone::Expected(step, snapshot),
                 Ok(Ok(TraceLookup::Found(key))) => {
                     let key = CacheKey(key);
                     let outcome = match cache.look_up(LookupRequest { key, max_age: None }) {
@@ -164,6 +203,7 @@ impl<R: RunnerSet> Caching<'_, R> {
             && let Some(cache) = self.cache
         {
             self.traced.steps.remove(&step);
+            self.traced.expected.remove(&step);
             let (name, log) = (Arc::clone(&self.plan.step(step).step.key), progress.close_log(report.start));
             self.jobs.push(Box::pin(async move {
                 let key = CacheKey(traced.result);
@@ -181,9 +221,15 @@ impl<R: RunnerSet> Caching<'_, R> {
             }));
             return;
         }
+        // In a run that only compares, what builds in the step starts from the result.
+        let result = report.snapshot.clone();
         progress.attempt_ended(report, now);
         if progress.has_ended(step) {
             self.traced.steps.remove(&step);
+            let expected = self.traced.expected.remove(&step);
+            if expected.is_some() && expected == result {
+                progress.keep_snapshot(step);
+            }
         }
     }
 }

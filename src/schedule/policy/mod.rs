@@ -171,6 +171,19 @@ impl<'dag> Policy<'dag> {
         true
     }
 
+    /// Ends a step that is looked up and not found, in a run that only runs what is found: it is skipped, and
+    /// that is no failure. What waits for it is looked up, too. Does nothing and returns false if the build's
+    /// stop has ended the step meanwhile.
+    pub fn pass_over(&mut self, step: StepIndex) -> bool {
+        if self.states[step.get()] != State::LookingUp {
+            return false;
+        }
+        self.end_bystander(step, StepStatus::Skipped);
+        self.unpassed -= 1;
+        self.parent_passed(step);
+        true
+    }
+
     /// Starts the ready step with the highest priority among the pools with a free slot, and among the steps
     /// that the memory of the machine allows.
     pub fn start_next(&mut self) -> Option<Start> {

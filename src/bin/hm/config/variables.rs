@@ -29,6 +29,8 @@ const fn secret(name: &'static str, key: Option<&'static str>) -> Variable {
 pub(crate) const API_TOKEN: &str = "HM_API_TOKEN";
 /// Compares look-ups by what steps read with what the steps do.
 pub(crate) const CACHE_SHADOW: &str = "HM_CACHE_SHADOW";
+/// Runs steps that are found by what they read, and compares.
+pub(crate) const VERIFY: &str = "HM_VERIFY";
 pub(crate) const CACHE_MAX_AGE: &str = "HM_CACHE_MAX_AGE";
 pub(crate) const CACHE_MAX_SIZE: &str = "HM_CACHE_MAX_SIZE";
 pub(crate) const CACHE_MIN_FREE: &str = "HM_CACHE_MIN_FREE";
@@ -101,6 +103,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     alone("DOCKER_CONFIG"),
     alone("HM_TRUST"),
     alone(CACHE_SHADOW),
+    alone(VERIFY),
     alone("HM_STEP"),
     alone("HM_LOG"),
     alone("NO_COLOR"),

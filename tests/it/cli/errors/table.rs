@@ -251,6 +251,22 @@ pub(super) const SERVICE: &[Case] = &[
         .with(&[("HM_CACHE_SHADOW", "x"), ("HM_API_URL", "https://127.0.0.1:1")]),
     case(&["run", "--dry-run"], 2, "HM_CACHE_SHADOW has no such value", "hint: set it to `1`, or to `strict`")
         .with(&[("HM_CACHE_SHADOW", "x")]),
+    case(&["run", "--dry-run"], 2, "HM_VERIFY has no such value", "hint: set it to `1`, which compares")
+        .with(&[("HM_VERIFY", "x")]),
+    case(
+        &["verify"],
+        2,
+        "HM_CACHE_SHADOW and `hm verify` cannot be used together",
+        "hint: unset HM_CACHE_SHADOW: with it, nothing is found by what steps read",
+    )
+    .with(&[("HM_CACHE_SHADOW", "1")]),
+    case(
+        &["run", "--backend", "cloud"],
+        2,
+        "HM_VERIFY has no meaning for a build on the service",
+        "hint: compare what steps leave on this machine",
+    )
+    .with(&[("HM_VERIFY", "1"), ("HM_API_URL", "https://127.0.0.1:1")]),
     case(
         &["run", "--backend", "cloud", "--org", "a b"],
         2,

@@ -210,6 +210,7 @@ const NOT_SHOWN: &[(&str, &str, &str)] = &[
     ("failed to start the shell", "the image must have a /bin/sh", BROKEN),
     ("failed to export the image", "", BROKEN),
     ("the copy is incomplete: reading ended with exit code {code}", "", BROKEN),
+    ("some steps could not be compared", "the warnings above say why", BROKEN),
     ("failed to render {files}", "move the project to a directory of its own", BROKEN),
     ("failed to render {}: {language} was killed by another process", "enough memory", BROKEN),
     ("the downloaded package cannot be imported", "", BROKEN),

@@ -13,6 +13,7 @@ mod placed;
 mod placements;
 mod reuse;
 mod shadow;
+mod verify;
 
 use std::{
     fs,

@@ -44,10 +44,10 @@ pub(super) fn add_to(command: Command) -> Command {
 
 fn add_to_arg(command: &str, arg: Arg) -> Arg {
     match (command, arg.get_id().as_str()) {
-        ("run" | "plan" | "render" | "trust" | "runs" | "flaky", "pipeline") => {
+        ("run" | "plan" | "verify" | "render" | "trust" | "runs" | "flaky", "pipeline") => {
             arg.add(ArgValueCandidates::new(|| Names::typed().pipelines()))
         }
-        ("run" | "plan", "steps" | "from" | "refresh") => {
+        ("run" | "plan" | "verify", "steps" | "from" | "refresh") => {
             arg.add(ArgValueCandidates::new(|| shown(Names::typed().steps())))
         }
         ("logs" | "why" | "inputs" | "export" | "shell", "step") => arg.add(ArgValueCompleter::new(earlier_steps)),

@@ -7,6 +7,7 @@ mod next_commands;
 mod service;
 mod shadow;
 mod short_help;
+pub(crate) mod verify;
 mod watch;
 
 use std::{
@@ -39,12 +40,16 @@ use self::{
     next_commands::{again, print_next_commands},
     service::Submission,
     shadow::Shadow,
+    verify::Verified,
 };
 use crate::{
     args::{BindArgs, SourceArgs, existing_dir, parse_count, parse_duration},
     backend::BackendArgs,
     commands::{AnswerFormat, cache, inputs, plan},
-    config::{BackendName, ConfigArgs, Sourced, variables::CACHE_SHADOW},
+    config::{
+        BackendName, ConfigArgs, Sourced,
+        variables::{CACHE_SHADOW, VERIFY},
+    },
     exit_code,
     failure::{Failure, Outcome},
     part::PartArgs,
@@ -292,7 +297,12 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
-    let shadow = Shadow::from_env()?;
+    start(args, &Verified::from_env()?)
+}
+
+/// Runs a pipeline, and compares what steps leave, if that is asked for.
+fn start(args: &Args, verified: &Verified) -> Outcome<ExitCode> {
+    let shadow = Shadow::from_env_beside(verified)?;
     if args.watch {
         return watch::run(args);
     }
@@ -317,9 +327,11 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     let backend = sources.backend()?;
     let is_remote = backend.value == BackendName::Cloud;
     if is_remote {
-        service::check(args, shadow)?;
+        service::check(args, shadow, verified)?;
     }
-    let plan = args.part.of(parse(definition)?, &args.source, &found.dir, &definition.name)?;
+    let plan = parse(definition)?;
+    let verify = verified.of_plan(&plan)?;
+    let plan = args.part.of(plan, &args.source, &found.dir, &definition.name)?;
     let plan = args.backend.apply(plan, &mut bind, &backend)?;
     let secrets = args.bind.read_secrets()?;
     check_steps(&plan, &args.refresh)?;
@@ -387,6 +399,10 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
     request.options.keep = args.keep;
     request.options.trace_inputs = args.check_inputs;
     request.options.shadow = shadow.is_on();
+    if *verified == Verified::InPlace && request.options.cache_mode != CacheMode::Auto {
+        to_stderr(&format!("note: {VERIFY} has no effect without `--cache auto`"));
+    }
+    request.options.verify = verify;
     request.options.timeout = args.timeout;
     request.options.watch = true;
     request.options.progress = format.shows_progress();
@@ -438,6 +454,9 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             Ok(ExitCode::from(exit_code::INTERRUPTED))
         }
         End::Ended(outcome) => {
+            if verified.is_alone() {
+                return verify::report(&outcome, format);
+            }
             if !format.is_json() {
                 print_next_commands(&store, &outcome, format, again(args))?;
             }
@@ -449,7 +468,8 @@ pub(crate) fn run(args: &Args) -> Outcome<ExitCode> {
             }
             after.run(&store, &outcome);
             cache::collect_if_due(&store, run_id);
-            shadow.report(&outcome).map_or_else(|| Ok(exit_code::of_build(outcome.status)), Err)
+            let checks = if *verified == Verified::InPlace { Shadow::Strict } else { shadow };
+            checks.report(&outcome).map_or_else(|| Ok(exit_code::of_build(outcome.status)), Err)
         }
     }
 }

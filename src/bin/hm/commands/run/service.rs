@@ -20,9 +20,12 @@ use hm_exec::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Args, End, Notices, SHUTDOWN_LIMIT, after::After, shadow::Shadow, watch};
+use super::{Args, End, Notices, SHUTDOWN_LIMIT, after::After, shadow::Shadow, verify::Verified, watch};
 use crate::{
-    config::{self, CloudConfig, variables::CACHE_SHADOW},
+    config::{
+        self, CloudConfig,
+        variables::{CACHE_SHADOW, VERIFY},
+    },
     exit_code,
     failure::{Failure, Outcome},
     reporter::{Format, View, text::clean, to_stderr},
@@ -60,7 +63,12 @@ const NOTICES: Notices = Notices {
 };
 
 /// Returns an error if an argument, or the variable of shadow mode, has a meaning on this machine only.
-pub(super) fn check(args: &Args, shadow: Shadow) -> Outcome<()> {
+pub(super) fn check(args: &Args, shadow: Shadow, verified: &Verified) -> Outcome<()> {
+    if *verified != Verified::Nothing {
+        let what = if verified.is_alone() { "`hm verify`" } else { VERIFY };
+        return Err(Failure::input(format_args!("{what} has no meaning for a build on the service"))
+            .hint("compare what steps leave on this machine"));
+    }
     if shadow.is_on() {
         // A run that compares nothing must not look like one that found no difference.
         return Err(Failure::input(format_args!("{CACHE_SHADOW} has no meaning for a build on the service"))

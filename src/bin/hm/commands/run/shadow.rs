@@ -4,8 +4,9 @@ use std::env;
 
 use hm_exec::{BuildOutcome, BuildStatus};
 
+use super::Verified;
 use crate::{
-    config::variables::CACHE_SHADOW,
+    config::variables::{CACHE_SHADOW, VERIFY},
     failure::{Failure, Outcome},
     reporter::{text, to_stderr},
 };
@@ -20,8 +21,19 @@ pub(super) enum Shadow {
 }
 
 impl Shadow {
+    /// Reads the variable. An empty one counts as unset. It is refused if the run compares something itself.
+    pub(super) fn from_env_beside(verified: &Verified) -> Outcome<Self> {
+        let shadow = Self::from_env()?;
+        if shadow.is_on() && *verified != Verified::Nothing {
+            let other = if verified.is_alone() { "`hm verify`" } else { VERIFY };
+            return Err(Failure::input(format_args!("{CACHE_SHADOW} and {other} cannot be used together"))
+                .hint(format_args!("unset {CACHE_SHADOW}: with it, nothing is found by what steps read")));
+        }
+        Ok(shadow)
+    }
+
     /// Reads the variable. An empty one counts as unset.
-    pub(super) fn from_env() -> Outcome<Self> {
+    fn from_env() -> Outcome<Self> {
         let value = env::var_os(CACHE_SHADOW).unwrap_or_default();
         match value.to_str() {
             Some("" | "0") => Ok(Self::Off),
