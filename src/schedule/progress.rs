@@ -388,25 +388,31 @@ impl<'plan> BuildProgress<'plan> {
     }
 
     fn end_bystanders(&mut self, now: Duration) {
-        for (step, status) in self.policy.take_bystanders() {
-            let attempt = self.policy.attempts(step);
-            let record = &mut self.records[step.get()];
-            record.duration_ms = millis(record.age(now));
-            let duration_ms = record.duration_ms;
-            let exit_code = code_without_exit(status, attempt);
-            let end = StateEvent::StepEnd {
-                step,
-                attempt,
-                status,
-                exit_code,
-                duration_ms,
-                snapshot: None,
-                message: None,
-                artifacts: Vec::new(),
-                details: StepEndDetails::default(),
-            };
-            self.emit(now, end);
+        while let Some((step, status)) = self.policy.next_bystander() {
+            self.end_bystander(step, status, now);
         }
+    }
+
+    /// Reports a step that ended without the end of an attempt. Apart from what runs for each step.
+    #[cold]
+    fn end_bystander(&mut self, step: StepIndex, status: StepStatus, now: Duration) {
+        let attempt = self.policy.attempts(step);
+        let record = &mut self.records[step.get()];
+        record.duration_ms = millis(record.age(now));
+        let duration_ms = record.duration_ms;
+        let exit_code = code_without_exit(status, attempt);
+        let end = StateEvent::StepEnd {
+            step,
+            attempt,
+            status,
+            exit_code,
+            duration_ms,
+            snapshot: None,
+            message: None,
+            artifacts: Vec::new(),
+            details: StepEndDetails::default(),
+        };
+        self.emit(now, end);
     }
 
     fn emit(&mut self, now: Duration, event: StateEvent) {
