@@ -94,7 +94,7 @@ impl<'plan> BuildProgress<'plan> {
         let record = &mut self.records[step.get()];
         record.set_exit_code(exit_code);
         record.is_kept = true;
-        self.set_snapshot(step, Some(snapshot.clone()));
+        self.set_snapshot(step, Some(&snapshot));
         let Collected { artifacts, tests } = collected;
         self.leavings.add(step, &artifacts, tests.as_ref());
         let end = StateEvent::StepEnd {
@@ -130,13 +130,14 @@ impl<'plan> BuildProgress<'plan> {
         self.snapshots.get(step.get())?.as_ref()
     }
 
-    fn set_snapshot(&mut self, step: StepIndex, snapshot: Option<SnapshotRef>) {
-        if self.snapshots.is_empty() && snapshot.is_some() {
+    fn set_snapshot(&mut self, step: StepIndex, snapshot: Option<&SnapshotRef>) {
+        if self.snapshots.is_empty() {
+            if snapshot.is_none() {
+                return;
+            }
             self.snapshots = vec![None; self.records.len()];
         }
-        if let Some(place) = self.snapshots.get_mut(step.get()) {
-            *place = snapshot;
-        }
+        self.snapshots[step.get()] = snapshot.cloned();
     }
 
     /// Marks the snapshot of a step as owned by the cache.
@@ -232,14 +233,16 @@ impl<'plan> BuildProgress<'plan> {
         let Answer::Ended(status) = answer else {
             return self.retried(start, answer, command_code, message, now);
         };
-        self.set_snapshot(step, snapshot.clone());
+        self.set_snapshot(step, snapshot.as_ref());
         let record = &mut self.records[step.get()];
         if let Some(code) = command_code {
             record.set_exit_code(code);
         }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        self.leavings.add(step, &artifacts, tests.as_deref());
+        if !artifacts.is_empty() || tests.is_some() {
+            self.leavings.add(step, &artifacts, tests.as_deref());
+        }
         let details = StepEndDetails { usage: self.leavings.usages.get(&step).copied(), tests, ..details(status, end) };
         let base = details.allowed.unwrap_or(status);
         let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
