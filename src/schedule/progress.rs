@@ -474,11 +474,10 @@ fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> O
 
 /// Returns a name for the snapshot of a step. It is made on the hot path, so formatting machinery is avoided.
 fn tag(step_id: Uuid) -> SnapshotRef {
-    const PREFIX: &[u8] = b"step:";
-    let mut text = [0; PREFIX.len() + uuid::fmt::Hyphenated::LENGTH];
-    text[..PREFIX.len()].copy_from_slice(PREFIX);
-    step_id.hyphenated().encode_lower(&mut text[PREFIX.len()..]);
-    SnapshotRef::from(str::from_utf8(&text).expect("a UUID is ASCII"))
+    let mut tag = String::with_capacity("step:".len() + uuid::fmt::Hyphenated::LENGTH);
+    tag.push_str("step:");
+    tag.push_str(step_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+    SnapshotRef::from(tag)
 }
 
 #[cfg(test)]
