@@ -107,7 +107,7 @@ impl<'plan> BuildProgress<'plan> {
         let record = &mut self.records[step.get()];
         record.set_exit_code(exit_code);
         record.is_kept = true;
-        self.set_snapshot(step, Some(snapshot.clone()));
+        self.set_snapshot(step, Some(&snapshot));
         let Collected { artifacts, tests } = collected;
         self.leavings.add(step, &artifacts, tests.as_ref());
         let end = StateEvent::StepEnd {
@@ -171,13 +171,14 @@ impl<'plan> BuildProgress<'plan> {
         self.snapshots.get(step.get())?.as_ref()
     }
 
-    fn set_snapshot(&mut self, step: StepIndex, snapshot: Option<SnapshotRef>) {
-        if self.snapshots.is_empty() && snapshot.is_some() {
+    fn set_snapshot(&mut self, step: StepIndex, snapshot: Option<&SnapshotRef>) {
+        if self.snapshots.is_empty() {
+            if snapshot.is_none() {
+                return;
+            }
             self.snapshots = vec![None; self.records.len()];
         }
-        if let Some(place) = self.snapshots.get_mut(step.get()) {
-            *place = snapshot;
-        }
+        self.snapshots[step.get()] = snapshot.cloned();
     }
 
     /// Marks the snapshot of a step as owned by the cache.
@@ -273,14 +274,16 @@ impl<'plan> BuildProgress<'plan> {
         let Answer::Ended(status) = answer else {
             return self.retried(start, answer, command_code, message, now);
         };
-        self.set_snapshot(step, snapshot.clone());
+        self.set_snapshot(step, snapshot.as_ref());
         let record = &mut self.records[step.get()];
         if let Some(code) = command_code {
             record.set_exit_code(code);
         }
         record.duration_ms = millis(record.age(now));
         let duration_ms = record.duration_ms;
-        self.leavings.add(step, &artifacts, tests.as_deref());
+        if !artifacts.is_empty() || tests.is_some() {
+            self.leavings.add(step, &artifacts, tests.as_deref());
+        }
         let details = StepEndDetails { usage: self.leavings.usages.get(&step).copied(), tests, ..details(status, end) };
         let base = details.allowed.unwrap_or(status);
         let exit_code = record.exit_code().unwrap_or_else(|| code_without_exit(base, attempt));
@@ -430,25 +433,31 @@ impl<'plan> BuildProgress<'plan> {
     }
 
     fn end_bystanders(&mut self, now: Duration) {
-        for (step, status) in self.policy.take_bystanders() {
-            let attempt = self.policy.attempts(step);
-            let record = &mut self.records[step.get()];
-            record.duration_ms = millis(record.age(now));
-            let duration_ms = record.duration_ms;
-            let exit_code = code_without_exit(status, attempt);
-            let end = StateEvent::StepEnd {
-                step,
-                attempt,
-                status,
-                exit_code,
-                duration_ms,
-                snapshot: None,
-                message: None,
-                artifacts: Vec::new(),
-                details: StepEndDetails::default(),
-            };
-            self.emit(now, end);
+        while let Some((step, status)) = self.policy.next_bystander() {
+            self.end_bystander(step, status, now);
         }
+    }
+
+    /// Reports a step that ended without the end of an attempt. Apart from what runs for each step.
+    #[cold]
+    fn end_bystander(&mut self, step: StepIndex, status: StepStatus, now: Duration) {
+        let attempt = self.policy.attempts(step);
+        let record = &mut self.records[step.get()];
+        record.duration_ms = millis(record.age(now));
+        let duration_ms = record.duration_ms;
+        let exit_code = code_without_exit(status, attempt);
+        let end = StateEvent::StepEnd {
+            step,
+            attempt,
+            status,
+            exit_code,
+            duration_ms,
+            snapshot: None,
+            message: None,
+            artifacts: Vec::new(),
+            details: StepEndDetails::default(),
+        };
+        self.emit(now, end);
     }
 
     fn emit(&mut self, now: Duration, event: StateEvent) {
@@ -507,11 +516,10 @@ fn chain_message(status: StepStatus, exit_code: i32, message: Option<&str>) -> O
 
 /// Returns a name for the snapshot of a step. It is made on the hot path, so formatting machinery is avoided.
 fn tag(step_id: Uuid) -> SnapshotRef {
-    const PREFIX: &[u8] = b"step:";
-    let mut text = [0; PREFIX.len() + uuid::fmt::Hyphenated::LENGTH];
-    text[..PREFIX.len()].copy_from_slice(PREFIX);
-    step_id.hyphenated().encode_lower(&mut text[PREFIX.len()..]);
-    SnapshotRef::from(str::from_utf8(&text).expect("a UUID is ASCII"))
+    let mut tag = String::with_capacity("step:".len() + uuid::fmt::Hyphenated::LENGTH);
+    tag.push_str("step:");
+    tag.push_str(step_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+    SnapshotRef::from(tag)
 }
 
 #[cfg(test)]

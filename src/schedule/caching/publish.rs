@@ -36,12 +36,18 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     ) {
         let step = report.start.step;
         if self.traced.has(step) {
-            return self.traced_ended(report, progress, now);
-        }
-        if !self.publishes(step) {
+            self.traced_ended(report, progress, now);
+        } else if self.publishes(step) {
+            self.cached_ended(report, progress, now);
+        } else {
             progress.attempt_ended(report, now);
-            return;
         }
+    }
+
+    /// Handles the end of an attempt of a cached step. Apart from what runs for each step.
+    #[inline(never)]
+    fn cached_ended(&mut self, report: AttemptReport, progress: &mut BuildProgress<'_>, now: Duration) {
+        let step = report.start.step;
         if report.end == AttemptEnd::Exited(0)
             && let Some(snapshot) = report.snapshot.clone()
             && let (Some(cache), Some(running)) = (self.cache, self.running.remove(&step))

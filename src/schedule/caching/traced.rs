@@ -195,7 +195,8 @@ impl<R: RunnerSet> Caching<'_, R> {
     }
 
     /// Handles the end of an attempt of a step that is looked up by what it read. What it read is kept first,
-    /// with its result.
+    /// with its result. Apart from what runs for each step.
+    #[inline(never)]
     pub(super) fn traced_ended(&mut self, mut report: AttemptReport, progress: &mut BuildProgress<'_>, now: Duration) {
         let step = report.start.step;
         if report.end == AttemptEnd::Exited(0)

@@ -109,7 +109,7 @@ pub struct Policy<'dag> {
     /// The number of steps that have neither passed nor are excused.
     unpassed: usize,
     command_failed: bool,
-    bystanders: Vec<(StepIndex, StepStatus)>,
+    bystanders: VecDeque<(StepIndex, StepStatus)>,
 }
 
 impl<'dag> Policy<'dag> {
@@ -146,7 +146,7 @@ impl<'dag> Policy<'dag> {
             unended: dag.len(),
             unpassed: dag.len(),
             command_failed: false,
-            bystanders: Vec::new(),
+            bystanders: VecDeque::new(),
         };
         for &step in dag.order() {
             if policy.unmet[step.get()] == 0 {
@@ -316,10 +316,10 @@ impl<'dag> Policy<'dag> {
         self.stop
     }
 
-    /// Returns the steps that ended since the last call without the end of an attempt of their own, in the
-    /// order in which they ended.
-    pub fn take_bystanders(&mut self) -> Vec<(StepIndex, StepStatus)> {
-        mem::take(&mut self.bystanders)
+    /// Returns the next step that ended without the end of an attempt of its own, in the order in which they
+    /// ended.
+    pub fn next_bystander(&mut self) -> Option<(StepIndex, StepStatus)> {
+        self.bystanders.pop_front()
     }
 
     /// Returns whether every step has ended.
@@ -381,7 +381,7 @@ impl<'dag> Policy<'dag> {
 
     fn end_bystander(&mut self, step: StepIndex, status: StepStatus) {
         self.set(step, State::Ended(status));
-        self.bystanders.push((step, status));
+        self.bystanders.push_back((step, status));
     }
 
     /// Changes a step's state. All state changes happen here.

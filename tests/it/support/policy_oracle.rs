@@ -240,7 +240,7 @@ impl Pair<'_> {
     }
 
     fn compare(&mut self) {
-        for (step, status) in self.policy.take_bystanders() {
+        while let Some((step, status)) = self.policy.next_bystander() {
             self.ended(step.get(), status);
         }
         for step in 0..self.model.steps.len() {
