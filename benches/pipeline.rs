@@ -1,7 +1,8 @@
 //! Whole runs as users have them, each beside what they would use instead:
 //!
 //! - A pipeline of eight steps on an image of a registry, unchanged: from Python, also with the rendering
-//!   found by what it read, and from its IR, beside `docker build` of the same steps on the same image.
+//!   found by what it read, and with steps that have no policy and are found by what they read, and from its
+//!   IR, beside `docker build` of the same steps on the same image.
 //! - A fresh clone of a project in C with one edited file: a run whose cached step left its objects, beside
 //!   `make` in the clone.
 //!
@@ -69,14 +70,17 @@ fn unchanged(table: &Table, effort: Effort) {
     fs::write(source.join("file"), "one file\n").unwrap();
     let command = |step: usize| format!("echo step {step} > made-{step}; echo made {step}");
     let mut text = "import harmont as hm\n\n\n@hm.pipeline(\"ci\")\ndef ci():\n".to_owned();
+    let mut plain = "\n\n@hm.pipeline(\"plain\")\ndef plain():\n".to_owned();
     let mut dockerfile = format!("FROM {image}\nCOPY file /workspace/file\nWORKDIR /workspace\n");
     for step in 0..STEPS {
         let (from, base) = if step == 0 { ("hm", format!(", image=\"{image}\"")) } else { ("step", String::new()) };
         let command = command(step);
         writeln!(text, "    step = {from}.sh(\"{command}\", label=\"s{step}\", cache=hm.forever(){base})").unwrap();
+        writeln!(plain, "    step = {from}.sh(\"{command} of $(cat file)\", label=\"p{step}\"{base})").unwrap();
         writeln!(dockerfile, "RUN {command}").unwrap();
     }
-    fs::write(source.join(".hm/ci.py"), text + "    return (step,)\n").unwrap();
+    let end = "    return (step,)\n";
+    fs::write(source.join(".hm/ci.py"), text + end + &plain + end).unwrap();
     fs::write(source.join("Dockerfile"), dockerfile).unwrap();
     let hm = |args: &[&str]| {
         let mut hm = Command::new(env!("CARGO_BIN_EXE_hm"));
@@ -95,23 +99,32 @@ fn unchanged(table: &Table, effort: Effort) {
     };
     let tag = format!("hm-exec-bench-pipeline-{}", std::process::id());
     let build = ["build", "--quiet", "--network", "host", "--tag", &tag, source.to_str().unwrap()];
-    let (mut dsl, mut found, mut text, mut theirs) = (vec![], vec![], vec![], vec![]);
+    let (mut dsl, mut found, mut plain, mut text, mut theirs) = (vec![], vec![], vec![], vec![], vec![]);
     let by_ir = ["run", "-f", ir.to_str().unwrap()];
     let first = [Some(timed(&mut hm(&["run", "ci"]))), docker(&build)];
     timed(&mut hm(&by_ir));
     // A rendering is kept only if its files are two seconds old.
     thread::sleep(Duration::from_secs(3));
     let by_trace = ["run", "--cache", "auto", "ci"];
+    let without_policy = ["run", "--cache", "auto", "plain"];
     timed(&mut hm(&by_trace));
+    timed(&mut hm(&without_policy));
     for _ in 0..effort.pick(15, 1) {
         dsl.push(timed(&mut hm(&["run", "ci"])));
         found.push(timed(&mut hm(&by_trace)));
+        plain.push(timed(&mut hm(&without_policy)));
         text.push(timed(&mut hm(&by_ir)));
         theirs.extend(docker(&build));
     }
     docker(&["rmi", "--force", &tag]);
     let first = first.map(|first| Figure::ms(first.unwrap_or_default()));
-    for (how, times) in [("in Python", &mut dsl), ("in Python, `--cache auto`", &mut found), ("as IR", &mut text)] {
+    let rows = [
+        ("in Python", &mut dsl),
+        ("in Python, `--cache auto`", &mut found),
+        ("in Python, without a policy, `--cache auto`", &mut plain),
+        ("as IR", &mut text),
+    ];
+    for (how, times) in rows {
         let what = format!("unchanged pipeline of {STEPS} steps {how}, image of a registry");
         let (ours, besides) = (Figure::ms(median(times)), format!("{}; the first run: {}", spread(times), first[0]));
         match theirs.is_empty() {

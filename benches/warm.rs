@@ -1,7 +1,8 @@
 //! The cost of a run whose every step is found in the cache: `hm run -f IR.json` on the sandbox and the host
 //! image, as a process, compared with the run that filled the cache. `hm --version` shows how much of it is
 //! the start of a process. The other rows compare it with `ninja` and `tup`, which have the same commands and
-//! nothing to do, and with `turbo`, whose tasks are all cached (`HM_TURBO` may name it).
+//! nothing to do, and with `turbo`, whose tasks are all cached (`HM_TURBO` may name it). Then the same for steps
+//! without a policy that are found by what they read, unchanged and after an edit of a file that none has read.
 //!
 //! `cargo bench --bench warm [-- RUNS]`
 //!
@@ -27,13 +28,18 @@ pub(crate) const CHAIN: usize = 8;
 
 /// Returns the IR of cached steps in chains, each of which writes a file.
 fn ir_json(steps: usize) -> String {
+    let cache = |step: usize| format!(r#","cache":{{"policy":"forever","env_keys":[],"key":"{step:064x}"}}"#);
+    chains(steps, |step| (format!("echo step {step} > made-{step}; echo made {step}"), cache(step)))
+}
+
+/// Returns the IR of steps in chains. `of` returns the command of each, and further members of its object.
+fn chains(steps: usize, of: impl Fn(usize) -> (String, String)) -> String {
     let mut json = String::from(r#"{"version":"0","graph":{"nodes":["#);
     for step in 0..steps {
         let comma = if step == 0 { "" } else { "," };
         let image = if step % CHAIN == 0 { r#","image":"host""# } else { "" };
-        let cmd = format!("echo step {step} > made-{step}; echo made {step}");
-        let cache = format!(r#"{{"policy":"forever","env_keys":[],"key":"{step:064x}"}}"#);
-        let step = format!(r#"{{"key":"step-{step}","cmd":"{cmd}","cache":{cache}{image}}}"#);
+        let (cmd, more) = of(step);
+        let step = format!(r#"{{"key":"step-{step}","cmd":"{cmd}"{more}{image}}}"#);
         write!(json, r#"{comma}{{"step":{step},"env":{{"CI":"true","TERM":"dumb"}}}}"#).expect("a string");
     }
     json.push_str(r#"],"node_holes":[],"edge_property":"directed","edges":["#);
@@ -101,5 +107,40 @@ fn main() {
                 false => table.against(&what, &ours, &Figure::ms(median(times)).of(peer.name), spread(times)),
             }
         }
+    }
+    for steps in effort.pick([8, 1000], [8, 16]) {
+        traced(&table, top.path(), (steps, effort.pick(200, 2), runs), start);
+    }
+}
+
+/// Measures runs of steps that have no policy, and that have read some files of the source.
+fn traced(table: &Table, top: &Path, (steps, files, runs): (usize, usize, usize), start: Duration) {
+    let source = top.join(format!("traced-{steps}"));
+    fs::create_dir_all(source.join("d")).expect("a directory");
+    for file in 0..files {
+        fs::write(source.join(format!("d/{file}")), file.to_string()).expect("a file");
+    }
+    fs::write(source.join("README"), "").expect("a file");
+    let ir = top.join(format!("traced-{steps}.json"));
+    let json = chains(steps, |step| (format!("cat d/* > made-{step}; echo made {step}"), String::new()));
+    fs::write(&ir, json).expect("a file");
+    let store = top.join(format!("traced-store-{steps}"));
+    let run = || {
+        let mut run = hm(&store);
+        run.args(["run", "--cache", "auto", "-d"]).arg(&source).arg("-f").arg(&ir);
+        time(&mut run)
+    };
+    let cold = run();
+    let (mut unchanged, mut edited) = (vec![], vec![]);
+    for round in 0..runs {
+        unchanged.push(run());
+        fs::write(source.join("README"), round.to_string()).expect("a file");
+        edited.push(run());
+    }
+    for (when, times) in [("unchanged", &mut unchanged), ("after an edit of another file", &mut edited)] {
+        let what = format!("run of {steps} steps that read {files} files each, `--cache auto`, {when}");
+        let (ours, besides) = (Figure::ms(median(times)), format!("`hm --version`: {}", Figure::ms(start)));
+        let besides = format!("{besides}; {}", spread(times));
+        table.against(&what, &ours, &Figure::ms(cold).of("the run that filled the cache"), besides);
     }
 }
