@@ -1,8 +1,9 @@
-//! The cost of a run whose every step is found in the cache: `hm run -f IR.json` on the sandbox and the host
-//! image, as a process, compared with the run that filled the cache. `hm --version` shows how much of it is
-//! the start of a process. The other rows compare it with `ninja` and `tup`, which have the same commands and
-//! nothing to do, and with `turbo`, whose tasks are all cached (`HM_TURBO` may name it). Then the same for steps
-//! without a policy that are found by what they read, unchanged and after an edit of a file that none has read.
+//! The cost of a run whose every step is found in the cache: `hm run -f IR.json` on the sandbox and the
+//! host image, as a process, compared with the run that filled the cache. `hm --version` shows how much
+//! of it is the start of a process. The other rows compare it with `ninja` and `tup`, which have the same
+//! commands and nothing to do, and with `turbo`, whose tasks are all cached (`HM_TURBO` may name it).
+//! Then the same for steps without a policy that are found by what they read, unchanged and after an edit
+//! of a file that none has read.
 //!
 //! `cargo bench --bench warm [-- RUNS]`
 //!

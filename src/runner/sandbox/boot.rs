@@ -188,7 +188,7 @@ impl BootContext<'_> {
         build: Option<BuildOverlays>,
     ) -> Result<Boot, RunnerError> {
         let image = match base {
-            Base::Host => Some(self.host_image(build.as_ref()).await?),
+            Base::Host => Some(host_image(self.store, self.host_dirs, self.zygote.id_map(), build.as_ref()).await?),
             _ => None,
         };
         let caches = self.caches.iter().map(|wanted| AttachedCache::attach(self.store, wanted));
@@ -215,22 +215,6 @@ impl BootContext<'_> {
         let seen = SeenSource { source, delta };
         let inputs = None;
         Ok(Boot { root, binds, caches, inputs, staging, env, parent, base, seen, id_map, overlays, image, build })
-    }
-
-    /// Returns the current state of the machine. The steps of a build share the state that the first of them
-    /// saw.
-    pub(super) async fn host_image(&self, build: Option<&BuildOverlays>) -> Result<Arc<HostImage>, RunnerError> {
-        let make = || async {
-            let (store, dirs, id_map) = (Arc::clone(self.store), self.host_dirs.to_vec(), self.zygote.id_map());
-            RunnerError::blocking("make the host image", move || {
-                Ok(Arc::new(image::HostImage::new(&store, &dirs, id_map)?))
-            })
-            .await
-        };
-        match build {
-            Some(build) => build.image(make).await,
-            None => make().await,
-        }
     }
 
     /// Returns the layer that makes the parent's snapshot show `source`, if one is needed.
@@ -414,6 +398,27 @@ impl Boot {
     /// Returns whether the commit may merge layers.
     fn merges(&self) -> bool {
         self.parent.as_ref().is_some_and(|parent| parent.layers.len() + 2 > MAX_LAYERS)
+    }
+}
+
+/// Returns the current state of the machine, for steps with ids that are mapped so. The steps of a build
+/// share the state that the first of them saw.
+pub(super) async fn host_image(
+    store: &Arc<Store>,
+    host_dirs: &[PathBuf],
+    id_map: IdMap,
+    build: Option<&BuildOverlays>,
+) -> Result<Arc<HostImage>, RunnerError> {
+    let make = || async {
+        let (store, dirs) = (Arc::clone(store), host_dirs.to_vec());
+        RunnerError::blocking("make the host image", move || {
+            Ok(Arc::new(image::HostImage::new(&store, &dirs, id_map)?))
+        })
+        .await
+    };
+    match build {
+        Some(build) => build.image(make).await,
+        None => make().await,
     }
 }
 

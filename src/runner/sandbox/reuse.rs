@@ -15,13 +15,13 @@ use super::{
     shadow::{FoundRecord, Matching},
     traced::Once,
     verify,
-    view::View,
+    view::Sought,
 };
 use crate::{
     cache::TraceRecord,
     model::SnapshotRef,
     runner::{ExecutorInput, Limits, RunnerError, RunnerErrorKind, StepContext, TraceLookup, TraceReuse, TracedResult},
-    store::{Base, Store, StoreError},
+    store::{Store, StoreError},
     tree::FileTime,
 };
 
@@ -48,9 +48,10 @@ impl SandboxRunner {
             };
             let limits = Limits::of_args(input.step.runner_args.as_ref())?;
             let store = self.store().map_err(|error| RunnerError::infrastructure("open the store", error))?;
-            let zygote = self.zygote(&store).await?;
-            let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
-            let found = self.look_up_result(once, reuse).await?;
+            // Most steps are found without a zygote.
+            let id_map = self.userns.prepare_trees(&store).await?;
+            let sought = Sought { store: &store, ctx, input: &input, limits: &limits, id_map };
+            let found = self.look_up_result(sought, reuse).await?;
             match reuse.verification {
                 None => Ok(found),
                 Some(_) => verify::expected(&store, ctx, found).await,
@@ -59,11 +60,11 @@ impl SandboxRunner {
         .boxed()
     }
 
-    async fn look_up_result(&self, once: Once<'_>, reuse: &TraceReuse) -> Result<TraceLookup, RunnerError> {
-        let Once { store, input, .. } = once;
-        let base = self.base_of(once).await?;
-        let key = self.static_key(once, &base, &reuse.project);
-        let view = self.view_of(once, &base).await?;
+    async fn look_up_result(&self, sought: Sought<'_>, reuse: &TraceReuse) -> Result<TraceLookup, RunnerError> {
+        let Sought { store, ctx, input, limits, .. } = sought;
+        let base = self.base_of(sought).await?;
+        let key = self.static_key(sought, &base, &reuse.project);
+        let view = sought.view((&self.overlays, self.host_dirs()), &base).await?;
         let (reading, compared) = (Arc::clone(store), Arc::clone(&self.compared));
         let before = RunnerError::blocking("look for the result of a step", move || {
             let looking = view.map(|view| Looking::since(SystemTime::now(), view, compared));
@@ -76,7 +77,8 @@ impl SandboxRunner {
             (_, Some(result), _) => return Ok(TraceLookup::Found(result)),
             (looking, None, newest) => (looking, newest),
         };
-        let matching = self.look_up_records(once, key).await?;
+        let zygote = self.zygote(store).await?;
+        let matching = self.look_up_records(Once { store, zygote: &zygote, ctx, input, limits }, key).await?;
         if matching.records.is_empty() {
             return Ok(TraceLookup::Missed(matching.mismatch));
         }
@@ -98,15 +100,6 @@ impl SandboxRunner {
             Ok(TraceLookup::Found(result))
         })
         .await
-    }
-
-    /// Returns what a step would see, if that has a name.
-    async fn view_of(&self, once: Once<'_>, base: &Base) -> Result<Option<View>, RunnerError> {
-        let Once { store, zygote, ctx, input, limits } = once;
-        if !limits.caches.is_empty() {
-            return Ok(None);
-        }
-        self.boot_context(store, zygote).hiding(limits).view((ctx, input), base).await
     }
 
     /// Returns what a step that passed read, unless something of it cannot be compared later.
@@ -147,9 +140,9 @@ impl SandboxRunner {
             else {
                 return Ok(None);
             };
-            let base = self.base_of(once).await?;
-            let key = self.static_key(once, &base, &reuse.project);
-            let view = self.view_of(once, &base).await?;
+            let base = self.base_of(once.sought()).await?;
+            let key = self.static_key(once.sought(), &base, &reuse.project);
+            let view = once.sought().view((&self.overlays, self.host_dirs()), &base).await?;
             let (ReadByStep { asked, answers, since, .. }, WrittenByStep { digest: layer, layer: written }) =
                 (read, written);
             let (parent_of, run, step) = (parent.cloned(), input.run_id, input.step.key.to_string());

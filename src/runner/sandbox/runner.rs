@@ -47,7 +47,7 @@ use crate::{
 #[derive(Debug)]
 pub struct SandboxRunner {
     pub(super) config: Config,
-    userns: Arc<UsernsHelper>,
+    pub(super) userns: Arc<UsernsHelper>,
     pub(super) layer_dirs: LayerDirs,
     pub(super) overlays: Arc<Overlays>,
     pub(super) images: Images,

@@ -29,6 +29,7 @@ use super::{
     runner::SandboxRunner,
     step_spec::step_spec,
     traced::Once,
+    view::Sought,
 };
 use crate::{
     cache::{Machine, RecordedLayer, StaticParts, StoredRecords, TraceRecord},
@@ -122,7 +123,7 @@ impl SandboxRunner {
     /// was cancelled: the user knows that.
     pub(super) async fn predict(&self, once: Once<'_>, mode: &Arc<ShadowMode>) -> Box<Shadowed> {
         let looked_up = async {
-            let key = self.static_key(once, &self.base_of(once).await?, mode.project());
+            let key = self.static_key(once.sought(), &self.base_of(once.sought()).await?, mode.project());
             self.look_up_records(once, key).await
         };
         let looked_up = looked_up
@@ -173,8 +174,8 @@ impl SandboxRunner {
     }
 
     /// Returns what the lineage of a step starts from. An image need not be in the store.
-    pub(super) async fn base_of(&self, once: Once<'_>) -> Result<Base, RunnerError> {
-        let Once { store, input, .. } = once;
+    pub(super) async fn base_of(&self, sought: Sought<'_>) -> Result<Base, RunnerError> {
+        let Sought { store, input, .. } = sought;
         match (&input.parent_snapshot, &input.step.image) {
             (Some(parent), _) => {
                 let parent = store.snapshots().get(parent).map_err(failed("read the parent's snapshot"))?;
@@ -186,8 +187,8 @@ impl SandboxRunner {
     }
 
     /// Returns the key of a step's records.
-    pub(super) fn static_key(&self, once: Once<'_>, base: &Base, project: &str) -> [u8; 32] {
-        let Once { zygote, ctx, input, .. } = once;
+    pub(super) fn static_key(&self, sought: Sought<'_>, base: &Base, project: &str) -> [u8; 32] {
+        let Sought { ctx, input, id_map, .. } = sought;
         let host_dirs: Vec<&[u8]> = self.host_dirs().iter().map(|dir| dir.as_os_str().as_bytes()).collect();
         let secrets: Vec<&str> = ctx.secrets.iter().map(|(name, _)| name).collect();
         let parts = StaticParts {
@@ -196,7 +197,7 @@ impl SandboxRunner {
             env: &input.env,
             workdir: &input.workdir,
             runner: (Self::NAME, Self::CACHE_VERSION),
-            mode: zygote.id_map().as_str(),
+            mode: id_map.as_str(),
             // With cache directories, below which nothing is traced.
             runner_args: &input.step.runner_args.as_ref().map(ToString::to_string).unwrap_or_default(),
             base: &base.to_string(),

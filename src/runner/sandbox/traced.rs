@@ -31,6 +31,7 @@ use super::{
     shadow::Shadowed,
     step_output::StepOutput,
     step_spec::step_spec,
+    view::Sought,
 };
 use crate::{
     blocking, cache,
@@ -55,6 +56,14 @@ pub(super) struct Once<'a> {
     pub(super) ctx: &'a StepContext,
     pub(super) input: &'a ExecutorInput,
     pub(super) limits: &'a Limits,
+}
+
+impl<'a> Once<'a> {
+    /// Returns the step, as it is looked up.
+    pub(super) fn sought(&self) -> Sought<'a> {
+        let Self { store, zygote, ctx, input, limits } = *self;
+        Sought { store, ctx, input, limits, id_map: zygote.id_map() }
+    }
 }
 
 /// A step's command that was run.

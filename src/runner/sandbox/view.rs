@@ -6,13 +6,17 @@
 use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::boot::{BootContext, failed, machine_dirs};
+use super::{
+    boot::{failed, host_image, machine_dirs},
+    overlay_pool::Overlays,
+};
 use crate::{
-    runner::{ExecutorInput, RunnerError, StepContext},
+    runner::{ExecutorInput, Limits, RunnerError, StepContext},
     source::SourceTimes,
-    store::{Base, SourceId},
+    store::{Base, IdMap, SourceId, Store},
 };
 
 /// The file that a step on an image sees of the machine.
@@ -39,31 +43,42 @@ impl View {
     }
 }
 
-impl BootContext<'_> {
-    /// Returns what a step that boots from `base` would see. An image need not be in the store. Returns
+/// A step that is looked up, and what it would run in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sought<'a> {
+    pub(super) store: &'a Arc<Store>,
+    pub(super) ctx: &'a StepContext,
+    pub(super) input: &'a ExecutorInput,
+    pub(super) limits: &'a Limits,
+    pub(super) id_map: IdMap,
+}
+
+impl Sought<'_> {
+    /// Returns what the step would see if it boots from `base`. An image need not be in the store. Returns
     /// `None` if the next run would give the same another name.
     pub(super) async fn view(
         &self,
-        (ctx, input): (&StepContext, &ExecutorInput),
+        (overlays, host_dirs): (&Arc<Overlays>, &[PathBuf]),
         base: &Base,
     ) -> Result<Option<View>, RunnerError> {
-        let source = ctx.frozen_source(self.store).await.map_err(failed("freeze the source"))?;
+        let Self { store, ctx, input, limits, id_map } = *self;
+        let source = ctx.frozen_source(store).await.map_err(failed("freeze the source"))?;
         let parent = match &input.parent_snapshot {
-            Some(snapshot) => Some(self.store.snapshots().get(snapshot).map_err(failed("read the parent's snapshot"))?),
+            Some(snapshot) => Some(store.snapshots().get(snapshot).map_err(failed("read the parent's snapshot"))?),
             None => None,
         };
-        let hides = self.hidden.as_ref().is_some_and(|hidden| !hidden.is_empty());
+        let hides = limits.ignore.as_ref().is_some_and(|hidden| !hidden.is_empty());
         let is_edited = parent.as_ref().is_some_and(|parent| parent.source != source.id);
-        let is_foreign = parent.as_ref().is_some_and(|parent| parent.id_map != self.zygote.id_map());
+        let is_foreign = parent.as_ref().is_some_and(|parent| parent.id_map != id_map);
         // With real times, an edit may be older than what was made of the file.
         let is_real = source.times == SourceTimes::Real;
-        if is_foreign || is_real || !self.caches.is_empty() || hides && is_edited {
+        if is_foreign || is_real || !limits.caches.is_empty() || hides && is_edited {
             return Ok(None);
         }
         let (image, resolver) = match base {
             Base::Host => {
-                let build = self.overlays.of_build(ctx, input.run_id);
-                (Some(self.host_image(Some(&build)).await?), None)
+                let build = overlays.of_build(ctx, input.run_id);
+                (Some(host_image(store, host_dirs, id_map, Some(&build)).await?), None)
             }
             Base::Image(_) | Base::Rootfs(_) => match Path::new(RESOLVER).canonicalize() {
                 Ok(resolver) => (None, Some((PathBuf::from(RESOLVER), resolver))),
@@ -76,7 +91,7 @@ impl BootContext<'_> {
         };
         part(b"hm-exec view");
         part(base.to_string().as_bytes());
-        part(self.zygote.id_map().as_str().as_bytes());
+        part(id_map.as_str().as_bytes());
         if let Some(image) = &image {
             match image.digest().map_err(failed("read what hides the machine's files"))? {
                 Some(digest) => part(&digest),
@@ -84,7 +99,7 @@ impl BootContext<'_> {
             }
         }
         // Without masks, which differ from run to run, and are in the digest.
-        let is_own = |dir: &Path| dir.starts_with(self.store.dir());
+        let is_own = |dir: &Path| dir.starts_with(store.dir());
         let dirs: Vec<_> = machine_dirs(image.as_deref(), base, resolver).filter(|(_, dir)| !is_own(dir)).collect();
         for path in dirs.iter().flat_map(|(shown, dir)| [shown, dir]) {
             part(path.as_os_str().as_bytes());
