@@ -8,6 +8,7 @@
 mod archives;
 mod delta;
 mod early;
+#[cfg(feature = "sandbox")]
 mod edits;
 mod fnmatch;
 mod freeze;
@@ -40,6 +41,7 @@ use std::{sync::LazyLock, thread};
 pub use delta::delta;
 pub(crate) use delta::{SourceDelta, delta_of_shown, delta_with_caches};
 pub use early::EarlyFreeze;
+#[cfg(feature = "sandbox")]
 pub(crate) use edits::ComparedSources;
 pub use freeze::freeze;
 pub use frozen::FrozenSource;

@@ -5,7 +5,10 @@ use std::{
     fmt::Write,
     fs::{self, Metadata, Permissions},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{MetadataExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -159,6 +162,34 @@ fn keep_time(made: &Path, model: io::Result<Metadata>) -> io::Result<()> {
     let modified = time((metadata.mtime(), metadata.mtime_nsec()));
     let times = Timestamps { last_access: modified, last_modification: modified };
     Ok(utimensat(CWD, made, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Returns the digest of a mask: of all names, with types, modes, owners, contents and targets.
+pub(super) fn digest(mask: &Path) -> Result<[u8; 32], StoreError> {
+    let mut hasher = blake3::Hasher::new();
+    hash_entry(mask, &mut hasher).doing("read", mask)?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn hash_entry(path: &Path, hasher: &mut blake3::Hasher) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    let mut content = Vec::new();
+    let mut entries = Vec::new();
+    if metadata.is_dir() {
+        entries = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>()?;
+        entries.sort();
+    } else if metadata.is_symlink() {
+        content = fs::read_link(path)?.into_os_string().into_vec();
+    } else if metadata.is_file() {
+        content = fs::read(path)?;
+    }
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    for part in [name, &content] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    let numbers = [metadata.mode(), metadata.uid(), metadata.gid()].map(u32::to_le_bytes);
+    hasher.update(numbers.as_flattened()).update(&(entries.len() as u64).to_le_bytes());
+    entries.iter().try_for_each(|entry| hash_entry(&path.join(entry), hasher))
 }
 
 /// Returns the home directories of users, as paths relative to the root, wherever they are.

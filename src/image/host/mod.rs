@@ -21,7 +21,7 @@ use std::{
 
 use mask::{Made, Reach};
 
-use crate::store::{IdMap, Store, StoreError, error::IoContext, files::make_dir, layer_digest};
+use crate::store::{IdMap, Store, StoreError, error::IoContext, files::make_dir};
 
 /// Top-level directories of the system, if they are directories. If they are links (`/bin` to `usr/bin`), the
 /// skeleton contains the link.
@@ -57,7 +57,6 @@ pub struct HostImage {
     pub dirs: Vec<HostDir>,
     kept: kept::Tree,
     home: Home,
-    id_map: IdMap,
     /// See [`digest`](Self::digest).
     digest: OnceLock<[u8; 32]>,
 }
@@ -144,7 +143,7 @@ impl HostImage {
             });
         }
         let kept = kept::tree(store, machine, &dirs, SystemTime::now())?;
-        Ok(Self { skeleton: kept.root().into(), dirs, kept, home, id_map, digest: OnceLock::new() })
+        Ok(Self { skeleton: kept.root().into(), dirs, kept, home, digest: OnceLock::new() })
     }
 
     /// Returns a digest of everything that steps see of the machine but the content of its directories: the
@@ -153,7 +152,7 @@ impl HostImage {
     ///
     /// # Errors
     /// Returns an error if a mask cannot be read.
-    pub(crate) fn digest(&self) -> Result<Option<[u8; 32]>, StoreError> {
+    pub fn digest(&self) -> Result<Option<[u8; 32]>, StoreError> {
         if !self.kept.is_kept() {
             return Ok(None);
         }
@@ -170,7 +169,7 @@ impl HostImage {
             part(&[u8::from(*read_only), u8::from(*screened)]);
             for lower in lowers {
                 match lower.starts_with(&self.home.path) {
-                    true => part(&layer_digest(&self.home.store, lower, self.id_map, |_, _| ())?),
+                    true => part(&mask::digest(lower)?),
                     false => part(lower.as_os_str().as_bytes()),
                 }
             }
