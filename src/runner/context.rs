@@ -68,7 +68,6 @@ pub struct StepContext {
     /// Says that the result of the step is looked up by what it reads, and kept with that.
     pub(crate) reuse: Option<Arc<TraceReuse>>,
     /// The result that the step would have been found with, if it is compared with that.
-    #[cfg_attr(not(feature = "sandbox"), expect(dead_code, reason = "only the sandbox compares"))]
     pub(crate) expected: Option<Box<Expected>>,
     /// The outputs that the step has asked for. A runner with the capability
     /// [`outputs`](super::RunnerCapabilities::outputs) copies them when the command has ended, however it
