@@ -15,12 +15,13 @@ use super::{
     flight::{Entered, Flight, Flights},
     parts::{self, KeyRecord, RunSettings},
     prediction::differences_from_last,
+    tracing_cost::CostChange,
 };
 use crate::{
     awake, blocking,
     model::{BuildStatus, CacheMissReason, SnapshotRef},
     source::SourceTimes,
-    store::{CacheHit, Cached, KeepAs, Lease, NewRun, SourceId, Store, StoreError, StoreHandle},
+    store::{CacheHit, Cached, KeepAs, Lease, NewRun, SourceId, Store, StoreError, StoreHandle, TracingCost},
 };
 
 /// Checking layers with more files and directories than this is done on a separate thread.
@@ -132,6 +133,8 @@ pub(crate) struct BuildEnd {
     /// The mode of the run, and that of steps that reuse less, by key.
     pub(crate) modes: (CacheMode, BTreeMap<String, CacheMode>),
     pub(crate) hits: Vec<[u8; 32]>,
+    /// What tracing steps took and saved, by key.
+    pub(crate) costs: Vec<(Arc<str>, CostChange)>,
     pub(crate) published: bool,
     pub(crate) exit_code: i32,
 }
@@ -292,6 +295,17 @@ impl BuildCache {
         on_thread("keep what a step read", move || store.traces().keep(&key, &record)).await
     }
 
+    /// Returns what tracing the steps of the pipeline took and saved until now, by key. What cannot be read is
+    /// not known.
+    pub(crate) fn tracing_costs(&self) -> BTreeMap<String, TracingCost> {
+        let Ok((store, _)) = &self.store else { return BTreeMap::new() };
+        let costs = store.tracing_costs().of(self.project.as_str(), &self.build.pipeline);
+        costs.unwrap_or_else(|error| {
+            tracing::warn!("what tracing steps took is not known: {}", error.to_line());
+            BTreeMap::new()
+        })
+    }
+
     /// Returns how steps that are not found differ from the last runs that looked them up, by key. `source`
     /// is the source as it is now, to name files that changed. What cannot be read explains nothing.
     pub(crate) async fn differences(
@@ -345,7 +359,8 @@ impl BuildCache {
     pub(crate) async fn finish(&self, end: BuildEnd) {
         let Ok((store, _)) = &self.store else { return };
         let (store, run) = (Arc::clone(store), self.build.run);
-        let BuildEnd { run_dir, records, modes, hits, published, exit_code } = end;
+        let BuildEnd { run_dir, records, modes, hits, costs, published, exit_code } = end;
+        let pipeline = self.build.pipeline.clone();
         let (project, source_times) = (self.project.clone(), self.build.source_times);
         let source_ignore = self.build.source_ignore;
         let record = move || {
@@ -356,6 +371,10 @@ impl BuildCache {
                 tracing::warn!(%error, "`hm why` will not be able to explain this run");
             }
             store.steps().touch(&hits)?;
+            if !costs.is_empty() {
+                let of = (project.as_str(), &*pipeline);
+                store.tracing_costs().change(of, &costs, |change, cost| change.apply(cost))?;
+            }
             if published {
                 store.layers().sync()?;
             }

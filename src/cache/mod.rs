@@ -23,6 +23,7 @@ mod trace_mismatch;
 #[cfg(feature = "sandbox")]
 mod trace_records;
 mod traces;
+mod tracing_cost;
 mod why;
 
 pub use crate::jail::trace::{Kinds, Reason, Trace, TraceError};
@@ -49,4 +50,5 @@ pub(crate) use traces::DIR as TRACES;
 #[cfg(feature = "sandbox")]
 pub(crate) use traces::path as trace_path;
 pub use traces::{CheckedInputs, StepTrace, check_inputs, check_traces, declared_inputs, trace_of};
+pub(crate) use tracing_cost::{CostChange, why_left_out};
 pub use why::{Explainer, Explanation, WhyError, explain, key_of};

@@ -2,7 +2,7 @@
 //!
 //! JSON-compatible with the published `hm-plugin-protocol` 0.0.9.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -191,6 +191,9 @@ pub struct StepResult {
     /// What the command read, if its result is to be found by that.
     #[serde(skip)]
     pub(crate) traced: Option<Box<TracedResult>>,
+    /// The processor time that tracing took, if the command was traced.
+    #[serde(skip)]
+    pub(crate) tracing: Option<Duration>,
 }
 
 impl StepResult {
@@ -198,7 +201,15 @@ impl StepResult {
     #[inline]
     #[must_use]
     pub fn exited(exit_code: i32) -> Self {
-        Self { exit_code, committed_snapshot: None, artifacts: Vec::new(), usage: None, hint: None, traced: None }
+        Self {
+            exit_code,
+            committed_snapshot: None,
+            artifacts: Vec::new(),
+            usage: None,
+            hint: None,
+            traced: None,
+            tracing: None,
+        }
     }
 
     /// Sets the snapshot of the step's filesystem, if one was committed.

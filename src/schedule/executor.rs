@@ -49,6 +49,8 @@ pub(super) struct AttemptReport {
     pub(super) tests: Option<Box<TestResults>>,
     /// What it read, if that is to be kept.
     pub(super) traced: Option<Box<TracedResult>>,
+    /// The processor time that tracing took, if it was traced.
+    pub(super) tracing: Option<Duration>,
     pub(super) message: Option<Arc<str>>,
 }
 
@@ -93,10 +95,18 @@ fn report(attempt: &Attempt, run: &CancellationToken, ended: Option<Caught>) -> 
 
 fn report_without_outputs(attempt: &Attempt, run: &CancellationToken, ended: Option<Caught>) -> AttemptReport {
     match ended {
-        Some(Ok(Ok(StepResult { exit_code, committed_snapshot: snapshot, artifacts, usage, hint, traced }))) => {
+        Some(Ok(Ok(StepResult {
+            exit_code,
+            committed_snapshot: snapshot,
+            artifacts,
+            usage,
+            hint,
+            traced,
+            tracing,
+        }))) => {
             let (start, end) = (attempt.start, AttemptEnd::Exited(exit_code));
             let message = hint.filter(|_| exit_code != 0).map(Arc::from);
-            AttemptReport { start, end, snapshot, artifacts, usage, tests: None, traced, message }
+            AttemptReport { start, end, snapshot, artifacts, usage, tests: None, traced, tracing, message }
         }
         Some(Ok(Err(error))) => report_of_error(attempt, run, &error),
         Some(Err(panic)) => {
@@ -151,9 +161,9 @@ fn report_of_error(attempt: &Attempt, run: &CancellationToken, error: &RunnerErr
 
 #[cold]
 fn report_without_result(attempt: &Attempt, end: AttemptEnd, message: Option<String>) -> AttemptReport {
-    let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
+    let (snapshot, artifacts, usage, tests, traced, tracing) = (None, Vec::new(), None, None, None, None);
     let message = message.map(Arc::from);
-    AttemptReport { start: attempt.start, end, snapshot, artifacts, usage, tests, traced, message }
+    AttemptReport { start: attempt.start, end, snapshot, artifacts, usage, tests, traced, tracing, message }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -190,6 +190,11 @@ impl<'plan> BuildProgress<'plan> {
         self.records[step.get()].is_kept
     }
 
+    /// Returns for how long a step has been running.
+    pub(super) fn age(&self, step: StepIndex, now: Duration) -> Duration {
+        self.records[step.get()].age(now)
+    }
+
     /// Returns whether a step has ended.
     pub(super) fn has_ended(&self, step: StepIndex) -> bool {
         self.policy.status(step).is_some()
@@ -523,8 +528,8 @@ mod tests {
 
     fn ends(step: u32, end: AttemptEnd) -> AttemptReport {
         let start = Start { step: StepIndex(step), attempt: 1 };
-        let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
-        AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, message: None }
+        let (snapshot, artifacts, usage, tests, traced, tracing) = (None, Vec::new(), None, None, None, None);
+        AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, tracing, message: None }
     }
 
     fn statuses(outcome: &BuildOutcome) -> Vec<StepStatus> {

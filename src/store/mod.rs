@@ -50,6 +50,7 @@ pub(crate) mod staging;
 mod steps;
 #[cfg_attr(not(feature = "sandbox"), expect(dead_code, reason = "only the sandbox looks records up"))]
 mod traces;
+mod tracing_costs;
 mod trash;
 mod tree_ops;
 mod usage;
@@ -77,6 +78,7 @@ pub(crate) use staged_dir::{StagedDir, Touched};
 pub(crate) use steps::{CachedStep, DEFAULT_SCOPE};
 #[cfg(feature = "sandbox")]
 pub(crate) use traces::MAX_TRACE_BYTES;
+pub(crate) use tracing_costs::TracingCost;
 pub use usage::{Filesystem, PipelineUsage, Usage, UsageKind};
 
 // What runners and commands of this package do with a store.

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::digests::Digests;
 use super::traces::Traces;
+use super::tracing_costs::TracingCosts;
 use super::{
     Filesystem, KeepAs, Lease, Staging, StoreError, TreeOps,
     error::IoContext,
@@ -48,6 +49,7 @@ pub struct Store {
     runs: Runs,
     digests: Digests,
     traces: Traces,
+    tracing_costs: TracingCosts,
     vm_templates: VmTemplates,
     exposure: Option<Exposure>,
 }
@@ -128,6 +130,7 @@ impl Store {
             runs: Runs::new(Arc::clone(&shared)),
             digests: Digests::new(Arc::clone(&shared)),
             traces: Traces::new(Arc::clone(&shared)),
+            tracing_costs: TracingCosts::new(Arc::clone(&shared)),
             vm_templates: VmTemplates::new(Arc::clone(&shared)),
             layers,
             exposure,
@@ -203,6 +206,11 @@ impl Store {
 
     pub(crate) fn traces(&self) -> &Traces {
         &self.traces
+    }
+
+    /// Returns what tracing steps took and saved.
+    pub(crate) fn tracing_costs(&self) -> &TracingCosts {
+        &self.tracing_costs
     }
 
     pub(crate) fn digests(&self) -> &Digests {

@@ -288,12 +288,13 @@ impl SandboxRunner {
             let zygote = self.zygote(&store).await?;
             let once = Once { store: &store, zygote: &zygote, ctx, input: &input, limits: &limits };
             let dir = ctx.traces.as_ref().or(ctx.reuse.as_ref().map(|reuse| &reuse.dir));
-            let Ran { mut boot, limited, started, ended, all_dead, service_failed, hint, shadowed, read, .. } =
-                match dir {
-                    None => self.once(once, None).await?,
-                    // Boxed, because most steps are not traced.
-                    Some(dir) => Box::pin(self.traced(once, dir)).await?,
-                };
+            let Ran {
+                mut boot, limited, started, ended, all_dead, service_failed, hint, shadowed, read, tracing, ..
+            } = match dir {
+                None => self.once(once, None).await?,
+                // Boxed, because most steps are not traced.
+                Some(dir) => Box::pin(self.traced(once, dir)).await?,
+            };
             let (ended, usage) = match ended {
                 Ok(Supervised { end: End::Interrupted, usage, .. }) => (Err(ctx.interrupted()), usage),
                 Ok(Supervised { end, usage, .. }) => {
@@ -365,7 +366,7 @@ impl SandboxRunner {
             };
             let exit_code = ended.map_err(|error| error.with_usage(usage))?;
             let result = StepResult::exited(exit_code).with_snapshot(committed_snapshot).with_usage(usage);
-            Ok(StepResult { traced, ..result.with_hint(hint) })
+            Ok(StepResult { traced, tracing, ..result.with_hint(hint) })
         }
         .boxed()
     }

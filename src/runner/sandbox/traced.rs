@@ -10,7 +10,7 @@ use std::{
     },
     path::Path,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::fs::MemfdFlags;
@@ -77,6 +77,8 @@ pub(super) struct Ran {
     pub(super) shadowed: Option<Box<Shadowed>>,
     /// What it read, if its result is to be found by that.
     pub(super) read: Option<Box<ReadByStep>>,
+    /// The processor time that tracing took.
+    pub(super) tracing: Option<Duration>,
 }
 
 impl SandboxRunner {
@@ -113,8 +115,21 @@ impl SandboxRunner {
         summary.refused_within &= limits.services.is_empty();
         let service_failed = hint.is_some();
         let hint = hint.or(own_network::hint(&summary));
-        let (is_unused, shadowed, read) = (summary.is_unused, None, None);
-        Ok(Ran { boot, limited, started, started_at, ended, all_dead, service_failed, hint, is_unused, shadowed, read })
+        let (is_unused, shadowed, read, tracing) = (summary.is_unused, None, None, None);
+        Ok(Ran {
+            boot,
+            limited,
+            started,
+            started_at,
+            ended,
+            all_dead,
+            service_failed,
+            hint,
+            is_unused,
+            shadowed,
+            read,
+            tracing,
+        })
     }
 
     /// Runs the step's command and keeps its trace. If the command cannot be traced, runs it again.
@@ -147,7 +162,7 @@ impl SandboxRunner {
                 let mut reasons = network_reasons(limits, ran.is_unused, &tracing.destinations);
                 // What a service answers depends on files that the step did not read.
                 reasons.extend(limits.services.keys().cloned().map(Reason::Service));
-                let trace = traced.keep(tracing.file, variables, reasons).await;
+                let (trace, spent) = traced.keep(tracing.file, variables, reasons).await.unzip();
                 if let (0, Some(shadowed)) = (*code, &mut shadowed) {
                     self.confirm(once, shadowed, trace.clone()).await;
                 }
@@ -155,7 +170,7 @@ impl SandboxRunner {
                     Some(trace) => self.read_by(once, (since, ran.started_at), trace).await.map(Box::new),
                     None => None,
                 };
-                Ok(Ran { shadowed, read, ..ran })
+                Ok(Ran { shadowed, read, tracing: spent, ..ran })
             }
             // Such a step has no result that could be reused, but one may have been predicted.
             _ => Ok(Ran { shadowed, ..ran }),
@@ -187,13 +202,15 @@ impl TraceFile {
         Ok(Self(rustix::fs::memfd_create(c"hm-trace", MemfdFlags::CLOEXEC)?))
     }
 
-    /// Reads what pid 1 wrote. It is influenced by the step.
-    pub(super) fn read(self) -> io::Result<Trace> {
+    /// Reads what pid 1 wrote, and the processor time that tracing took. It is influenced by the step.
+    pub(super) fn read(self) -> io::Result<(Trace, Duration)> {
         let mut file = File::from(self.0);
-        let mut bytes = Vec::new();
+        let (mut spent, mut bytes) = ([0; 8], Vec::new());
         file.rewind()?;
+        file.read_exact(&mut spent)?;
         file.read_to_end(&mut bytes)?;
-        Trace::decode(&bytes).map_err(io::Error::other)
+        let trace = Trace::decode(&bytes).map_err(io::Error::other)?;
+        Ok((trace, Duration::from_micros(u64::from_le_bytes(spent))))
     }
 }
 
@@ -209,21 +226,21 @@ fn trace_spec(boot: &Boot) -> Result<TraceSpec, RunnerError> {
 }
 
 impl Traced<'_> {
-    /// Keeps the trace of an attempt, and returns it. Traces are advisory: if one cannot be kept, that is a
+    /// Keeps the trace of an attempt, and returns it, and what it took. Traces are advisory: if one cannot be kept, that is a
     /// warning.
-    async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) -> Option<Trace> {
+    async fn keep(self, file: TraceFile, image_env: Vec<String>, reasons: Vec<Reason>) -> Option<(Trace, Duration)> {
         let Self { dir, ctx, input } = self;
         let variables = DEFAULT_ENV.iter().map(|(name, _)| (*name).to_owned());
         let variables = variables.chain(image_env).chain(input.env.keys().cloned()).collect();
         let secrets = Arc::clone(&ctx.secrets);
         let (dir, step) = (Arc::clone(dir), Arc::clone(&input.step.key));
-        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<Trace> {
-            let mut trace = file.read()?;
+        let keeping = blocking::run("keep the trace of a step", move || -> io::Result<(Trace, Duration)> {
+            let (mut trace, spent) = file.read()?;
             trace.variables = variables;
             trace.reasons.extend(reasons);
             leave_out(&mut trace, &SecretSearch::new(&secrets).map_err(io::Error::other)?);
             write(&dir, &step, &trace)?;
-            Ok(trace)
+            Ok((trace, spent))
         });
         keeping
             .await

@@ -108,8 +108,8 @@ impl LateProbes {
 }
 
 fn unstarted(start: Start, end: AttemptEnd, message: Option<Arc<str>>) -> AttemptReport {
-    let (snapshot, artifacts, usage, tests, traced) = (None, Vec::new(), None, None, None);
-    AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, message }
+    let (snapshot, artifacts, usage, tests, traced, tracing) = (None, Vec::new(), None, None, None, None);
+    AttemptReport { start, end, snapshot, artifacts, usage, tests, traced, tracing, message }
 }
 
 #[cfg(test)]

@@ -390,6 +390,7 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
         let Found { snapshot, run, step: made_by, created_at, just_used } = found;
         let verdict = CacheVerdict::Hit { run, step: made_by, created_at };
         if self.traced.has(step) {
+            self.traced.saved(&self.plan.step(step).step.key);
             self.record_traced(step, verdict, progress);
         } else {
             self.record(step, verdict);

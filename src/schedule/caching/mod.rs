@@ -231,10 +231,20 @@ impl<'a, R: RunnerSet> Caching<'a, R> {
     pub(super) async fn finish(mut self, progress: &BuildProgress<'_>, cancel: &CancellationToken) -> BuildEnd {
         self.jobs.clear();
         self.sharing.finish(cancel).await;
-        let Self { plan, hits, records, has_published: published, .. } = self;
+        let Self { plan, hits, records, has_published: published, traced, .. } = self;
+        // A run that only compares is no run that could have been saved.
+        let costs = if progress.only_verifies() { Vec::new() } else { traced.costs() };
         let limits = plan.cache_limits.iter().map(|(step, limit)| (plan.step(*step).step.key.to_string(), *limit));
         let modes = (plan.cache_mode, limits.collect());
-        BuildEnd { run_dir: progress.dir(), records, modes, hits, published, exit_code: progress.status().exit_code() }
+        BuildEnd {
+            run_dir: progress.dir(),
+            records,
+            modes,
+            hits,
+            costs,
+            published,
+            exit_code: progress.status().exit_code(),
+        }
     }
 }
 

@@ -13,12 +13,17 @@ use super::{
     publish::Published,
 };
 use crate::{
-    cache::{BaseRecord, CacheKey, CacheVerdict, KeyRecord, Lookup, LookupOutcome, LookupRequest, Passed},
+    cache::{
+        BaseRecord, BuildCache, CacheKey, CacheVerdict, CostChange, KeyRecord, Lookup, LookupOutcome, LookupRequest,
+        Passed, why_left_out,
+    },
+    ir::EdgeKind,
     model::{CacheMissReason, SnapshotRef, StepIndex},
     outputs::Collected,
     plan::{Base, SnapshotUse},
     runner::{Expected, RunnerSet, TraceLookup, Verification},
     schedule::{executor::AttemptReport, policy::AttemptEnd, progress::BuildProgress},
+    store::TracingCost,
 };
 
 /// The most steps that are looked up at a time: each look-up reads files, and takes a process.
@@ -32,11 +37,21 @@ pub(super) struct Traced {
     /// The results of those that run to be compared with them.
     expected: BTreeMap<StepIndex, SnapshotRef>,
     lookups: Arc<Semaphore>,
+    /// What tracing took and saved in earlier runs, by key. `None` if it was not read yet.
+    known_costs: Option<BTreeMap<String, TracingCost>>,
+    /// What it took and saved in this run.
+    costs: Vec<(Arc<str>, CostChange)>,
 }
 
 impl Default for Traced {
     fn default() -> Self {
-        Self { steps: BTreeMap::new(), expected: BTreeMap::new(), lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
+        Self {
+            steps: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            known_costs: None,
+            costs: Vec::new(),
+        }
     }
 }
 
@@ -44,6 +59,16 @@ impl Traced {
     /// Returns whether a step that has not ended is one of them.
     pub(super) fn has(&self, step: StepIndex) -> bool {
         !self.steps.is_empty() && self.steps.contains_key(&step)
+    }
+
+    /// Records that a step was found.
+    pub(super) fn saved(&mut self, key: &Arc<str>) {
+        self.costs.push((Arc::clone(key), CostChange::Saved));
+    }
+
+    /// Returns what tracing took and saved in this run, by key.
+    pub(super) fn costs(self) -> Vec<(Arc<str>, CostChange)> {
+        self.costs
     }
 
     /// Returns the key of the result of a step that ends because of it.
@@ -63,6 +88,20 @@ impl<R: RunnerSet> Caching<'_, R> {
     pub(in crate::schedule) fn expected(&self, step: StepIndex, attempt: u32) -> Option<Box<Expected>> {
         let snapshot = self.traced.expected.get(&step).filter(|_| attempt == 1)?.clone();
         Some(Box::new(Expected { snapshot, verification: self.verification()? }))
+    }
+
+    /// Returns why a step is left untraced, if it is: tracing takes more than it saves. What builds in a step
+    /// would have nothing to be found over, so only those are in which no other one builds.
+    fn why_left_out(&mut self, step: StepIndex) -> Option<String> {
+        if self.plan.dag.children(step).iter().any(|link| link.kind == EdgeKind::BuildsIn) {
+            return None;
+        }
+        let key = &*self.plan.step(step).step.key;
+        let costs = self
+            .traced
+            .known_costs
+            .get_or_insert_with(|| self.cache.map(BuildCache::tracing_costs).unwrap_or_default());
+        why_left_out(costs.get(key)?)
     }
 
     fn verification(&self) -> Option<Arc<Verification>> {
@@ -101,8 +140,12 @@ impl<R: RunnerSet> Caching<'_, R> {
         {
             return self.trace_missed(step, (CacheMissReason::Absent, None), progress, now);
         }
-        self.traced.steps.insert(step, None);
         let bound = self.plan.step(step);
+        if let Some(why) = self.why_left_out(step).filter(|_| !bound.is_refreshed) {
+            self.traced.costs.push((Arc::clone(&bound.step.key), CostChange::LeftOut));
+            return self.trace_missed(step, (CacheMissReason::Unavailable, Some(why.into())), progress, now);
+        }
+        self.traced.steps.insert(step, None);
         if bound.is_refreshed {
             return self.trace_missed(step, (CacheMissReason::Refresh, None), progress, now);
         }
@@ -198,6 +241,10 @@ impl<R: RunnerSet> Caching<'_, R> {
     /// with its result.
     pub(super) fn traced_ended(&mut self, mut report: AttemptReport, progress: &mut BuildProgress<'_>, now: Duration) {
         let step = report.start.step;
+        if let Some(spent) = report.tracing {
+            let change = CostChange::Traced { spent, took: progress.age(step, now) };
+            self.traced.costs.push((Arc::clone(&self.plan.step(step).step.key), change));
+        }
         if report.end == AttemptEnd::Exited(0)
             && let (Some(snapshot), Some(traced)) = (report.snapshot.clone(), report.traced.take())
             && let Some(cache) = self.cache

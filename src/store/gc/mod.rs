@@ -374,7 +374,7 @@ fn forget(
     Ok(())
 }
 
-/// Forgets records of what steps read that were not used for long, or are too many.
+/// Forgets what tracing steps took, and records of what steps read, that were not used for long, or are too many.
 fn forget_traces(transaction: &rusqlite::Transaction<'_>, request: &GcRequest, now: i64) -> rusqlite::Result<()> {
     let GcLimits { max_bytes, max_age, .. } = request.limits;
     let most = match request.forget {
@@ -382,5 +382,6 @@ fn forget_traces(transaction: &rusqlite::Transaction<'_>, request: &GcRequest, n
         Forget::Nothing | Forget::Steps(_) => MAX_TRACES_BYTES.min(max_bytes / TRACE_PART),
     };
     let age = i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX);
+    index::tracing_costs::expire(transaction, now.saturating_sub(age))?;
     index::traces::expire(transaction, now.saturating_sub(age), most)
 }

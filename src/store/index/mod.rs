@@ -20,6 +20,7 @@ mod schema;
 pub(super) mod snapshots;
 pub(super) mod sources;
 pub(super) mod traces;
+pub(super) mod tracing_costs;
 
 use std::{
     fs,

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 /// The entry at position N migrates an index of version N to version N + 1. Append only.
-const MIGRATIONS: [&str; 8] = [V1, V2, V3, V4, V5, V6, V7, V8];
+const MIGRATIONS: [&str; 9] = [V1, V2, V3, V4, V5, V6, V7, V8, V9];
 
 /// Times are milliseconds since the Unix epoch. A `stack` is a list of layer ids, topmost first, one per
 /// line. Only the rows of layers determine what is on disk. A name whose stack contains a layer without a row
@@ -179,6 +179,22 @@ CREATE TABLE scopes (scope TEXT PRIMARY KEY) WITHOUT ROWID; -- of the remote cac
 
 /// Which results are found by what their steps read. Those never leave the store.
 const V8: &str = "ALTER TABLE cache ADD COLUMN traced INTEGER NOT NULL DEFAULT 0";
+
+/// What tracing steps took, and what it saved.
+const V9: &str = "
+CREATE TABLE tracing_costs (
+    project    TEXT NOT NULL,
+    pipeline   TEXT NOT NULL,
+    step       TEXT NOT NULL,
+    runs       INTEGER NOT NULL,              -- in how many it was traced
+    spent_us   INTEGER NOT NULL,
+    saved_ms   INTEGER NOT NULL,
+    last_ms    INTEGER NOT NULL,              -- how long the last of them took
+    left_out   INTEGER NOT NULL,              -- in how many it was left untraced since
+    used_at    INTEGER NOT NULL,
+    PRIMARY KEY (project, pipeline, step)
+) WITHOUT ROWID;
+";
 
 /// Migrates the tables to this version.
 ///

@@ -147,7 +147,7 @@ impl ConfinedCommand {
         let passed = output.end == ConfinedEnd::Exited { code: 0 } && stderr.len() <= MAX_STDERR_BYTES;
         if passed && is_result(&output.stdout) {
             let printed = KeptOutput { stdout: output.stdout.clone(), stderr, started: started.0 };
-            let trace = file.read().map_err(|error| error.to_string());
+            let trace = file.read().map(|(trace, _)| trace).map_err(|error| error.to_string());
             let record = trace.and_then(|trace| Kept::of_trace(trace, printed, (&order, &views, kept), started));
             match record.map(|record| record.encode()) {
                 Ok(Some(record)) => keep(kept, &order, &record),

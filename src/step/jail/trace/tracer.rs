@@ -6,9 +6,10 @@ use std::{
     fs::File,
     io::Write,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
-use rustix::{fs::FileType, io::Errno};
+use rustix::{fs::FileType, io::Errno, time::ClockId};
 
 use super::{
     super::{
@@ -65,6 +66,8 @@ pub(in crate::jail) struct Tracer {
     pending: Vec<(u32, i32)>,
     /// Whether a process may have another root.
     has_roots: bool,
+    /// The processor time of this process when the tracer started.
+    started: Duration,
 }
 
 /// The step has a listener of its own, or a tracer by filter.
@@ -82,12 +85,14 @@ impl Tracer {
             records: Records::default(),
             pending: Vec::new(),
             has_roots: false,
+            started: Duration::ZERO,
         })
     }
 
     /// Starts to trace the processes that have the filter of `listener`. The step's root must be this
     /// process'. Without a listener, the kernel cannot trace.
     pub(in crate::jail) fn start(&mut self, listener: Option<OwnedFd>) -> Result<(), SetupError> {
+        self.started = processor_time();
         self.proc = Some(caller::open_proc().doing(|| "open /proc".into())?);
         self.uppers.find_caches().doing(|| "find the step's cache directories".into())?;
         match listener {
@@ -130,11 +135,16 @@ impl Tracer {
         self.listener = None;
     }
 
-    /// Audits what the step wrote, and writes the trace. No process of the step may be left.
+    /// Audits what the step wrote, and writes the processor time that tracing took, and the trace. No process
+    /// of the step may be left.
     pub(in crate::jail) fn finish(mut self) -> Result<(), SetupError> {
         audit::audit(&self.uppers, &mut self.records);
         let bytes = self.records.into_trace().encode().doing(|| "encode the trace".into())?;
-        File::from(self.file).write_all(&bytes).doing(|| "write the trace".into())
+        let spent = processor_time().saturating_sub(self.started).as_micros();
+        let mut file = File::from(self.file);
+        let mut write = |bytes: &[u8]| file.write_all(bytes).doing(|| "write the trace".into());
+        write(&u64::try_from(spent).unwrap_or(u64::MAX).to_le_bytes())?;
+        write(&bytes)
     }
 
     fn unexamined(&mut self, call: &str, error: Errno) {
@@ -631,6 +641,12 @@ fn key(parts: &[&[u8]]) -> Vec<u8> {
         key.push(0);
     }
     key
+}
+
+/// Returns the processor time that this process has used.
+fn processor_time() -> Duration {
+    let used = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod edits;
 mod hidden;
 mod holes;
 mod hostile;
+mod left_out;
 mod lost;
 mod network;
 mod placed;
