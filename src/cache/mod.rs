@@ -16,6 +16,8 @@ mod parts;
 mod policy;
 mod prediction;
 mod project;
+#[cfg(feature = "sandbox")]
+pub(crate) mod sealed;
 mod shared;
 mod step_inputs;
 #[cfg(feature = "sandbox")]

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::LazyLock,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -23,9 +24,11 @@ pub(super) fn since_1970(time: SystemTime) -> Duration {
 }
 
 /// Returns the id of the machine's boot. After another boot, another filesystem may have the number that one
-/// had.
-pub(super) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+/// had. Reads it once.
+pub(super) fn boot_id() -> &'static str {
+    static ID: LazyLock<String> =
+        LazyLock::new(|| fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default());
+    &ID
 }
 
 #[cfg(test)]

@@ -26,29 +26,21 @@ use super::{
     view::View,
 };
 use crate::{
-    cache::TraceRecord,
+    cache::{TraceRecord, sealed},
     source::ComparedSources,
     store::{SourceId, Store, StoreError},
 };
 
-/// Where steps see the source.
+/// The path at which steps see the source.
 const WORKSPACE: &[u8] = b"/workspace";
 /// Must be increased whenever what is kept of a look has another form or meaning.
 const VERSION: u8 = 1;
-/// The bytes of the checksum before it.
-const CHECKSUM_BYTES: usize = 32;
 
-/// What a look found.
+/// What is kept of a look.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Look {
+struct Look {
     version: u8,
-    /// The record of the step that was added last. After another one, another result may be found first.
-    newest: [u8; 32],
-    /// The record that matched, and the key of the result over the step's parent.
-    pub(super) record: [u8; 32],
-    pub(super) result: [u8; 32],
-    /// The key of the result that this one was made of, if that was over another parent.
-    pub(super) origin: Option<[u8; 32]>,
+    found: Found,
     /// The source that the step would have seen.
     source: SourceId,
     /// The files of the machine that the step read, and their statuses; `None` if nothing was there.
@@ -84,27 +76,28 @@ impl Looking {
     fn find(&self, store: &Store, key: &[u8; 32]) -> Result<Option<[u8; 32]>, StoreError> {
         let Some(kept) = store.traces().look(key, &self.view.name)? else { return Ok(None) };
         let Some(look) = Look::decode(&kept.look) else { return Ok(None) };
-        if kept.newest != Some(look.newest) || !look.is_current((self.looked, &boot_id())) {
+        if kept.newest != Some(look.found.newest) || !look.is_current((self.looked, boot_id())) {
             return Ok(None);
         }
         if look.source != self.view.source && self.reads_edits(store, (key, &look))? {
             return Ok(None);
         }
-        if store.steps().read(|reader| reader.get(&look.result).is_none())? {
+        if store.steps().read(|reader| reader.get(&look.found.result).is_none())? {
             return Ok(None);
         }
         if !kept.just_used
-            && let Err(error) = store.traces().touch_look(key, (&self.view.name, &look.record), look.origin.as_slice())
+            && let Err(error) =
+                store.traces().touch_look(key, (&self.view.name, &look.found.record), look.found.origin.as_slice())
         {
             // On a full disk, the result is as good.
             tracing::info!(error = &error as &dyn std::error::Error, "the use of a result is not recorded");
         }
-        Ok(Some(look.result))
+        Ok(Some(look.found.result))
     }
 
     /// Returns whether the step might see an edit of the source in what it read.
     fn reads_edits(&self, store: &Store, (key, look): (&[u8; 32], &Look)) -> Result<bool, StoreError> {
-        let Some(record) = store.traces().find(key, &look.record)?.and_then(|it| TraceRecord::decode(&it)) else {
+        let Some(record) = store.traces().find(key, &look.found.record)?.and_then(|it| TraceRecord::decode(&it)) else {
             return Ok(true);
         };
         // The other source may have been removed.
@@ -124,7 +117,7 @@ impl Looking {
 
     /// Returns what is to be kept of the look, with the name of the view. `asked` is what the record has.
     /// Returns `None` if a later change of the machine's files might not be noticed.
-    pub(super) fn ended(&self, asked: &Trace, found: &Found) -> Option<([u8; 32], Vec<u8>)> {
+    pub(super) fn ended(&self, asked: &Trace, found: Found) -> Option<([u8; 32], Vec<u8>)> {
         let mut files = Vec::new();
         for path in asked.entries.keys() {
             for place in self.view.on_machine(Path::new(OsStr::from_bytes(path))) {
@@ -137,18 +130,16 @@ impl Looking {
                 files.push((place, status));
             }
         }
-        let Found { newest, record, result, origin } = *found;
-        let boot = if files.is_empty() { String::new() } else { boot_id() };
-        let (source, looked) = (self.view.source.clone(), self.looked);
-        let look = Look { version: VERSION, newest, record, result, origin, source, files, looked, boot };
+        let (source, looked, boot) = (self.view.source.clone(), self.looked, boot_id().to_owned());
+        let look = Look { version: VERSION, found, source, files, looked, boot };
         Some((self.view.name, look.encode()?))
     }
 }
 
 /// What a look found.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Found {
-    /// The record of the step that was added last.
+    /// The record of the step that was added last. After another one, another result may be found first.
     pub(super) newest: [u8; 32],
     /// The record that matched, and the key of the result over the step's parent.
     pub(super) record: [u8; 32],
@@ -168,16 +159,12 @@ impl Look {
 
     fn encode(&self) -> Option<Vec<u8>> {
         let body = postcard::to_stdvec(self).ok()?;
-        Some([&blake3::hash(&body).as_bytes()[..], &body].concat())
+        Some(sealed::seal(&body))
     }
 
     /// Decodes the stored form. Returns `None` if it is damaged or of another version.
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (checksum, body) = bytes.split_at_checked(CHECKSUM_BYTES)?;
-        if blake3::hash(body).as_bytes() != checksum {
-            return None;
-        }
-        let (look, rest) = postcard::take_from_bytes::<Self>(body).ok()?;
+        let (look, rest) = postcard::take_from_bytes::<Self>(sealed::open(bytes)?).ok()?;
         (rest.is_empty() && look.version == VERSION).then_some(look)
     }
 }
@@ -210,7 +197,7 @@ mod tests {
             let entries = paths.iter().map(|path| (path.to_vec(), Kinds::CONTENT)).collect();
             let asked = Trace { entries, ..Trace::default() };
             let found = Found { newest: [2; 32], record: [3; 32], result: [4; 32], origin: None };
-            let (name, look) = Looking { view, looked, compared: Arc::default() }.ended(&asked, &found)?;
+            let (name, look) = Looking { view, looked, compared: Arc::default() }.ended(&asked, found)?;
             assert_eq!(name, [1; 32]);
             Some(Look::decode(&look).unwrap())
         }
@@ -247,9 +234,9 @@ mod tests {
         let machine = Machine::new();
         let (looked, boot) = (now() + 2 * MARGIN, boot_id());
         let look = machine.look(looked).unwrap();
-        let is_current = || look.is_current((looked, &boot));
+        let is_current = || look.is_current((looked, boot));
         assert!(is_current());
-        assert!(!look.is_current((looked - MARGIN, &boot)));
+        assert!(!look.is_current((looked - MARGIN, boot)));
         assert!(!look.is_current((looked, "another")));
         let elsewhere = Look { files: Vec::new(), ..look.clone() };
         assert!(elsewhere.is_current((Duration::ZERO, "another")), "nothing of the machine is in it");
@@ -261,8 +248,8 @@ mod tests {
 
         let look = machine.look(looked).unwrap();
         fs::write(machine.dir.join("absent"), "").unwrap();
-        assert!(!look.is_current((looked, &boot)));
+        assert!(!look.is_current((looked, boot)));
         fs::remove_file(machine.dir.join("absent")).unwrap();
-        assert!(!look.is_current((looked, &boot)), "the directory has changed");
+        assert!(!look.is_current((looked, boot)), "the directory has changed");
     }
 }

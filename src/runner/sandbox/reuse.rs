@@ -94,7 +94,7 @@ impl SandboxRunner {
                 let origin = (found.record.parent != parent)
                     .then(|| result_key(&key, &found.bytes, found.record.parent.as_ref()));
                 let record = *blake3::hash(&found.bytes).as_bytes();
-                let kept = looking.ended(&found.record.asked, &Found { newest, record, result, origin });
+                let kept = looking.ended(&found.record.asked, Found { newest, record, result, origin });
                 keep_look(&store, &key, kept);
             }
             Ok(TraceLookup::Found(result))
@@ -159,7 +159,7 @@ impl SandboxRunner {
             let compared = Arc::clone(&self.compared);
             let look = RunnerError::blocking("look at the files of the machine", move || {
                 let found = Found { newest: id, record: id, result, origin: None };
-                Ok(view.and_then(|view| Looking::since(since, view, compared).ended(&record.asked, &found)))
+                Ok(view.and_then(|view| Looking::since(since, view, compared).ended(&record.asked, found)))
             });
             Ok(Some(TracedResult { key, record: encoded, result, look: look.await? }))
         };

@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::{ConfinedCommand, ConfinedEnd, ConfinedError, ConfinedOutput, Order, failed};
 use crate::{
-    cache::{Machine, RecordedLayer, StaticParts, TraceRecord},
+    cache::{Machine, RecordedLayer, StaticParts, TraceRecord, sealed},
     ir::Env,
     jail::trace::{Answer, Kinds, Reason, Status, Trace, answer_here, check_support},
     runner::sandbox::{
@@ -46,8 +46,6 @@ const MAX_STDERR_BYTES: usize = 64 << 10;
 const MAX_BODY_BYTES: u64 = 64 << 20;
 /// The most bytes of files that are read for one look.
 const MAX_HASHED_BYTES: u64 = 1 << 30;
-/// The bytes of the checksum before a record.
-const CHECKSUM_BYTES: usize = 32;
 
 /// The store that keeps outputs, and the project that they belong to.
 #[derive(Debug, Clone, Copy)]
@@ -193,11 +191,12 @@ fn find(store: &Store, key: &[u8; 32]) -> Result<Option<KeptOutput>, StoreError>
         // What is damaged, or of another version, is as none.
         let Some(kept) = Kept::decode(&bytes) else { continue };
         let now = since_1970(SystemTime::now());
-        let Some(statuses) = kept.matches((now, &boot), &mut left) else { continue };
+        let Some(statuses) = kept.matches((now, boot), &mut left) else { continue };
         let is_newer = |(known, now): (&Option<Status>, &Option<Status>)| now.is_some() && known != now;
         let is_renewed = kept.statuses.iter().zip(&statuses).any(is_newer);
-        let renewed =
-            is_renewed.then(|| Kept { statuses, looked: now, boot: boot.clone(), ..kept.clone() }.encode()).flatten();
+        let renewed = is_renewed
+            .then(|| Kept { statuses, looked: now, boot: boot.to_owned(), ..kept.clone() }.encode())
+            .flatten();
         let used = match &renewed {
             Some(renewed) => store.traces().replace(key, &bytes, renewed),
             None => store.traces().touch(key, &bytes),
@@ -262,7 +261,7 @@ impl Kept {
         let layer = output.digest();
         let (written, run, step) = (RecordedLayer::Nothing, Uuid::nil(), String::new());
         let record = TraceRecord { asked, answers, layer, parent: None, written, run, step };
-        Ok(Self { record, statuses, looked, boot: boot_id(), output })
+        Ok(Self { record, statuses, looked, boot: boot_id().to_owned(), output })
     }
 
     /// Returns the statuses of its paths now, in this boot, if everything is as it was. `left` is how
@@ -299,16 +298,13 @@ impl Kept {
         };
         let body = postcard::to_stdvec(&stored).ok().filter(|body| body.len() as u64 <= MAX_BODY_BYTES)?;
         let body = zstd::stream::encode_all(&body[..], 3).ok()?;
-        let bytes = [&blake3::hash(&body).as_bytes()[..], &body].concat();
+        let bytes = sealed::seal(&body);
         (bytes.len() <= MAX_TRACE_BYTES).then_some(bytes)
     }
 
     /// Decodes the stored form. Returns `None` if it is damaged or of another version.
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (checksum, packed) = bytes.split_at_checked(CHECKSUM_BYTES)?;
-        if blake3::hash(packed).as_bytes() != checksum {
-            return None;
-        }
+        let packed = sealed::open(bytes)?;
         let mut body = Vec::new();
         let decoder = zstd::stream::read::Decoder::with_buffer(packed).ok()?;
         decoder.take(MAX_BODY_BYTES + 1).read_to_end(&mut body).ok()?;
